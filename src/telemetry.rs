@@ -1,0 +1,1 @@
+//! Tracing, buffered in memory while anything is frozen: our own log line must never wait for our own freeze.
