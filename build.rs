@@ -10,10 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed={PROTO}");
     let set = protox::compile([PROTO], ["proto"])?;
     let out = env::var_os("OUT_DIR").ok_or("cargo sets OUT_DIR")?;
-    fs::write(
-        Path::new(&out).join("descriptor.binpb"),
-        set.encode_to_vec(),
-    )?;
+    fs::write(Path::new(&out).join("descriptor.binpb"), set.encode_to_vec())?;
     tonic_prost_build::configure().compile_fds(set)?;
     Ok(())
 }

@@ -70,11 +70,17 @@ pub enum Ask {
         reply: oneshot::Sender<Result<Duration, Refusal>>,
     },
     /// this caller is gone before its answer was delivered (or its lease ended)
-    Gone { ticket: u64 },
+    Gone {
+        ticket: u64,
+    },
     /// this caller has its answer; its connection means nothing from now on
-    Delivered { ticket: u64 },
+    Delivered {
+        ticket: u64,
+    },
     /// the daemon is being stopped: let go, answer `reply` when nothing is held
-    Shutdown { reply: oneshot::Sender<()> },
+    Shutdown {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// How the doors ask. Cheap to clone; holds no state of any hold.
@@ -85,8 +91,7 @@ pub struct Handle {
     pub(crate) planner: Arc<dyn Fn(proto::HoldSpec) -> PlanFuture + Send + Sync>,
 }
 
-type PlanFuture =
-    std::pin::Pin<Box<dyn Future<Output = Result<proto::CheckResponse, Refusal>> + Send>>;
+type PlanFuture = std::pin::Pin<Box<dyn Future<Output = Result<proto::CheckResponse, Refusal>> + Send>>;
 
 /// A caller's claim on a hold it asked for. Dropped before [`Lease::delivered`], the caller is gone, and if no other
 /// caller joined, the hold is let go.
@@ -100,9 +105,7 @@ impl Lease {
     /// The answer reached the transport: from now on a disconnect means nothing.
     pub fn delivered(mut self) {
         if let Some(asks) = self.asks.take() {
-            let _ = asks.send(Ask::Delivered {
-                ticket: self.ticket,
-            });
+            let _ = asks.send(Ask::Delivered { ticket: self.ticket });
         }
     }
 }
@@ -110,9 +113,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if let Some(asks) = self.asks.take() {
-            let _ = asks.send(Ask::Gone {
-                ticket: self.ticket,
-            });
+            let _ = asks.send(Ask::Gone { ticket: self.ticket });
         }
     }
 }
@@ -131,19 +132,8 @@ impl Handle {
         static TICKETS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         let ticket = TICKETS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
-        let lease = Lease {
-            ticket,
-            asks: Some(self.asks.clone()),
-        };
-        self.asks
-            .send(Ask::Freeze {
-                id,
-                spec,
-                caller,
-                ticket,
-                reply,
-            })
-            .map_err(|_| Refusal::stopping())?;
+        let lease = Lease { ticket, asks: Some(self.asks.clone()) };
+        self.asks.send(Ask::Freeze { id, spec, caller, ticket, reply }).map_err(|_| Refusal::stopping())?;
         let report = answer.await.map_err(|_| Refusal::stopping())??;
         Ok((report, lease))
     }
@@ -152,19 +142,9 @@ impl Handle {
     ///
     /// # Errors
     /// `NOT_FOUND` for an id nobody knows.
-    pub async fn thaw(
-        &self,
-        id: String,
-        snapshot_ref: String,
-    ) -> Result<proto::ThawResponse, Refusal> {
+    pub async fn thaw(&self, id: String, snapshot_ref: String) -> Result<proto::ThawResponse, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.asks
-            .send(Ask::Thaw {
-                id,
-                snapshot_ref,
-                reply,
-            })
-            .map_err(|_| Refusal::stopping())?;
+        self.asks.send(Ask::Thaw { id, snapshot_ref, reply }).map_err(|_| Refusal::stopping())?;
         answer.await.map_err(|_| Refusal::stopping())?
     }
 
@@ -174,13 +154,7 @@ impl Handle {
     /// `OUT_OF_RANGE` above the cap, `NOT_FOUND` if this is not the hold in progress.
     pub async fn extend(&self, id: String, max_hold: Duration) -> Result<Duration, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.asks
-            .send(Ask::Extend {
-                id,
-                max_hold,
-                reply,
-            })
-            .map_err(|_| Refusal::stopping())?;
+        self.asks.send(Ask::Extend { id, max_hold, reply }).map_err(|_| Refusal::stopping())?;
         answer.await.map_err(|_| Refusal::stopping())?
     }
 
@@ -200,13 +174,7 @@ impl Handle {
 
 impl Refusal {
     pub fn new(kind: RefusalKind, reason: &'static str, message: impl Into<String>) -> Self {
-        Refusal {
-            kind,
-            reason,
-            message: message.into(),
-            hint: String::new(),
-            hold_id: String::new(),
-        }
+        Refusal { kind, reason, message: message.into(), hint: String::new(), hold_id: String::new() }
     }
 
     #[must_use]
@@ -222,11 +190,7 @@ impl Refusal {
     }
 
     pub(crate) fn stopping() -> Self {
-        Refusal::new(
-            RefusalKind::Unavailable,
-            "STOPPING",
-            "the daemon is stopping",
-        )
-        .hint("try again when it runs: `systemctl status holdstill`")
+        Refusal::new(RefusalKind::Unavailable, "STOPPING", "the daemon is stopping")
+            .hint("try again when it runs: `systemctl status holdstill`")
     }
 }

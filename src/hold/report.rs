@@ -41,23 +41,11 @@ impl Published {
         if let Some(current) = standing.current.as_ref().filter(|r| r.id == id) {
             return Some(current.clone());
         }
-        self.finished
-            .lock()
-            .expect("no holder panics")
-            .iter()
-            .rev()
-            .find(|r| r.id == id)
-            .cloned()
+        self.finished.lock().expect("no holder panics").iter().rev().find(|r| r.id == id).cloned()
     }
 
     /// Finished and refused holds, newest first.
     pub fn reports(&self) -> Vec<proto::Report> {
-        self.finished
-            .lock()
-            .expect("no holder panics")
-            .iter()
-            .rev()
-            .cloned()
-            .collect()
+        self.finished.lock().expect("no holder panics").iter().rev().cloned().collect()
     }
 }

@@ -50,31 +50,15 @@ pub enum Error {
     #[error("read the hooks directory {}: {source}", dir.display())]
     Directory { dir: PathBuf, source: io::Error },
     #[error("use the hook {}: {why}", path.display())]
-    Unusable {
-        path: PathBuf,
-        why: String,
-        hint: String,
-    },
+    Unusable { path: PathBuf, why: String, hint: String },
     #[error("start the hook {name}: {source}")]
     Start { name: String, source: io::Error },
     #[error("run the hook {name}: it exited with status {code}")]
-    Exit {
-        name: String,
-        code: i32,
-        ran: Box<Ran>,
-    },
+    Exit { name: String, code: i32, ran: Box<Ran> },
     #[error("run the hook {name}: it was killed by signal {signal}")]
-    Killed {
-        name: String,
-        signal: i32,
-        ran: Box<Ran>,
-    },
+    Killed { name: String, signal: i32, ran: Box<Ran> },
     #[error("run the hook {name}: it did not end within {limit:?} and was killed")]
-    TimedOut {
-        name: String,
-        limit: Duration,
-        ran: Box<Ran>,
-    },
+    TimedOut { name: String, limit: Duration, ran: Box<Ran> },
 }
 
 /// Reads `dir`: what will run, in order. A missing directory is an empty listing.
@@ -91,10 +75,6 @@ pub fn list(_dir: &Path, _default_limit: Duration) -> Result<Listing, Error> {
 ///
 /// # Errors
 /// Anything but exit status 0.
-pub async fn run(
-    _hook: &Hook,
-    _phase: Phase,
-    _environment: &BTreeMap<String, String>,
-) -> Result<Ran, Error> {
+pub async fn run(_hook: &Hook, _phase: Phase, _environment: &BTreeMap<String, String>) -> Result<Ran, Error> {
     todo!()
 }

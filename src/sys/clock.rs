@@ -15,7 +15,5 @@ pub fn boottime() -> Duration {
 }
 
 fn read(clock: ClockId) -> Duration {
-    clock_gettime(clock)
-        .expect("both clocks exist since Linux 2.6.39")
-        .into()
+    clock_gettime(clock).expect("both clocks exist since Linux 2.6.39").into()
 }

@@ -25,10 +25,7 @@ impl Warden {
     ///
     /// # Errors
     /// It could not be started or did not answer within 5 s.
-    pub async fn spawn(
-        _run: &Path,
-        _config: Option<PathBuf>,
-    ) -> io::Result<(Warden, mpsc::UnboundedReceiver<Event>)> {
+    pub async fn spawn(_run: &Path, _config: Option<PathBuf>) -> io::Result<(Warden, mpsc::UnboundedReceiver<Event>)> {
         todo!()
     }
 
@@ -110,12 +107,7 @@ impl Warden {
 
     /// After the thaw (or instead of a freeze): final `receipt.json` and state (`released` or `aborted`) per index; each
     /// within `limit`. Without a warden this is done by the daemon itself.
-    pub async fn testify(
-        &self,
-        _receipts: Vec<(usize, Vec<u8>)>,
-        _aborted: bool,
-        _limit: Duration,
-    ) {
+    pub async fn testify(&self, _receipts: Vec<(usize, Vec<u8>)>, _aborted: bool, _limit: Duration) {
         todo!()
     }
 

@@ -56,11 +56,7 @@ pub enum PrepareError {
     #[error("open {}: {source}", mount.display())]
     Open { mount: PathBuf, source: io::Error },
     #[error("open {}: it is no longer the file system that was planned (expected {expected}, found {found})", mount.display())]
-    Vanished {
-        mount: PathBuf,
-        expected: Dev,
-        found: String,
-    },
+    Vanished { mount: PathBuf, expected: Dev, found: String },
     #[error("open {}: it is frozen by somebody else", mount.display())]
     ForeignFreeze { mount: PathBuf },
     #[error("open {}: it did not answer within {limit:?}", mount.display())]
@@ -75,45 +71,22 @@ pub enum PrepareError {
 #[derive(Debug, thiserror::Error)]
 pub enum FreezeError {
     #[error("freeze {}: {source}", mount.display())]
-    Freeze {
-        index: usize,
-        mount: PathBuf,
-        source: io::Error,
-    },
+    Freeze { index: usize, mount: PathBuf, source: io::Error },
     #[error("freeze {}: somebody else has frozen it", mount.display())]
     ForeignFreeze { index: usize, mount: PathBuf },
     #[error("write the receipt or flush {}: {source}", mount.display())]
-    Flush {
-        index: usize,
-        mount: PathBuf,
-        source: io::Error,
-    },
+    Flush { index: usize, mount: PathBuf, source: io::Error },
     #[error("flush {} within {limit:?}", mount.display())]
-    FlushTooSlow {
-        index: usize,
-        mount: PathBuf,
-        limit: Duration,
-    },
+    FlushTooSlow { index: usize, mount: PathBuf, limit: Duration },
     /// the kernel has not finished these FIFREEZEs; nobody can cancel one; each thaws the moment it lands
-    #[error(
-        "freeze {} within {limit:?}: the kernel has not finished",
-        mounts_text(mounts)
-    )]
-    TooSlow {
-        indices: Vec<usize>,
-        mounts: Vec<PathBuf>,
-        limit: Duration,
-    },
+    #[error("freeze {} within {limit:?}: the kernel has not finished", mounts_text(mounts))]
+    TooSlow { indices: Vec<usize>, mounts: Vec<PathBuf>, limit: Duration },
     #[error("freeze: {0}")]
     Lost(#[from] Lost),
 }
 
 fn mounts_text(mounts: &[PathBuf]) -> String {
-    mounts
-        .iter()
-        .map(|m| m.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
+    mounts.iter().map(|m| m.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// How one file system's freeze ended.
