@@ -7,7 +7,9 @@
 //!
 //! [`driver`] is the one task that changes the phase; [`report`] publishes it; everyone else asks and watches.
 
+pub mod admit;
 pub mod driver;
+pub mod history;
 pub mod plan;
 pub mod receipt;
 pub mod report;
