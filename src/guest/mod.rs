@@ -5,6 +5,7 @@ pub mod disks;
 pub mod mounts;
 pub mod platform;
 pub mod preflight;
+pub mod superblock;
 pub mod transient;
 
 use std::{

@@ -30,6 +30,11 @@ impl<A> UndoStack<A> {
         self.entries.pop()
     }
 
+    /// Oldest first.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut A> {
+        self.entries.iter_mut()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
