@@ -3,6 +3,7 @@
 pub mod databases;
 pub mod disks;
 pub mod mounts;
+pub mod order;
 pub mod platform;
 pub mod preflight;
 pub mod superblock;
@@ -23,6 +24,14 @@ pub struct Dev {
 impl fmt::Display for Dev {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl Dev {
+    /// "8:1"
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once(':')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
     }
 }
 
@@ -61,7 +70,7 @@ pub struct Superblock {
     pub read_only: bool,
     /// where to open it: visible (not over-mounted), a directory, its own root if mounted anywhere; `None`: nowhere openable
     pub open_at: Option<MountPoint>,
-    /// every mount point known, in mountinfo order, for people and for globs
+    /// every visible mount point (or, if none is, every one), in mountinfo order, for people and for globs
     pub mounts: Vec<PathBuf>,
     /// Some: mounted only in this process's mount namespace (paths are as seen there)
     pub namespace: Option<i32>,
@@ -91,6 +100,19 @@ pub struct Guest {
 ///
 /// # Errors
 /// If `proc/self/mountinfo` cannot be read. A missing /sys is not an error: it yields fewer dependencies.
-pub fn read(_root: &Path) -> io::Result<Guest> {
-    todo!()
+pub fn read(root: &Path) -> io::Result<Guest> {
+    let own = mounts::read(root)?;
+    let is_dir = |path: &Path| mounts::is_directory(&mounts::under(root, path));
+    let seen_here = mounts::superblocks(&own, &[], &is_dir);
+    let foreign = mounts::read_foreign(root, &seen_here);
+    let mut superblocks = mounts::with_foreign(seen_here, &foreign);
+    let mut disks = disks::read(root);
+    disks.connect(&superblocks, &own);
+    for superblock in &mut superblocks {
+        if matches!(superblock.kind, Kind::Freezable | Kind::FlushOnly) && disks.is_in_memory(superblock.dev) {
+            superblock.kind = Kind::Memory;
+        }
+    }
+    let lies_on = disks.lies_on(&superblocks);
+    Ok(Guest { superblocks, disks, lies_on })
 }

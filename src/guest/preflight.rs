@@ -1,1 +1,599 @@
-//! (being written)
+//! What is known to make a freeze hang, or a freeze hurt: facts read from the guest, and what they mean for one hold.
+//! Called by `plan` while preparing. [`read`] gathers, [`findings`] judges and touches nothing.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{
+    Dev, Guest, databases,
+    mounts::{self, MountLine},
+};
+
+/// journald's and logind's `WatchdogSec=` in the units systemd ships.
+const SYSTEMD_SERVICE_WATCHDOG: Duration = Duration::from_secs(180);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    Note,
+    Warning,
+    Refusal,
+}
+
+/// One reservation about a hold, in the words of the contract's `Problem`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    pub severity: Severity,
+    /// UPPER_SNAKE
+    pub code: &'static str,
+    pub subject: String,
+    pub message: String,
+    pub hint: String,
+}
+
+/// A file system a hold would freeze.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub dev: Dev,
+    pub fs_type: String,
+    /// a mount point, for people
+    pub name: PathBuf,
+    /// every mount point
+    pub mounts: Vec<PathBuf>,
+    /// UUID, as /sys/fs names it
+    pub uuid: Option<String>,
+    /// kernel names of the block devices below it
+    pub devices: Vec<String>,
+}
+
+/// Everything read for [`findings`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// tasks that were blocked in both of two samples; see [`blocked_throughout`]
+    pub blocked: Vec<BlockedTask>,
+    pub btrfs: Vec<BtrfsOperation>,
+    pub scrubs: Vec<Scrub>,
+    pub hung_task: HungTask,
+    pub watchdogs: Vec<Watchdog>,
+    /// systemd's `RuntimeWatchdogSec=`; `None`: off or not configured
+    pub runtime_watchdog: Option<Duration>,
+    pub journald: bool,
+    /// cluster members by name and pid
+    pub cluster: Vec<(String, i32)>,
+    /// block devices served by a process in this guest
+    pub user_served: Vec<String>,
+}
+
+/// A thread in uninterruptible sleep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockedTask {
+    pub pid: i32,
+    pub tid: i32,
+    pub comm: String,
+    /// the kernel function it sleeps in, empty if the kernel does not say
+    pub wchan: String,
+    /// in clock ticks since boot: with `tid` it names a thread for good
+    pub starttime: u64,
+    /// superblocks it is blocked in, if its system call names a descriptor; else those it has open for writing
+    pub on: Vec<Dev>,
+}
+
+/// `/sys/fs/btrfs/FSID/exclusive_operation`: "balance", "device replace" …; "none" is left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BtrfsOperation {
+    pub fsid: String,
+    pub operation: String,
+}
+
+/// A running scrub that writes: it holds the file system for writing from start to end.
+///
+/// sysfs does not show scrubs. [`read`] sees those of the `btrfs` program, which keeps a process for each; one started
+/// through another program's ioctl is not seen. Whoever may issue BTRFS_IOC_SCRUB_PROGRESS can add to the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scrub {
+    pub pid: Option<i32>,
+    /// what it was told to scrub: a path or a device
+    pub what: PathBuf,
+    /// the superblock, if `what` could be followed to one
+    pub on: Option<Dev>,
+}
+
+/// The kernel's detector of tasks that sleep too long, as a frozen file system's writers do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HungTask {
+    pub panics: bool,
+    /// `None`: it never fires
+    pub timeout: Option<Duration>,
+}
+
+/// A watchdog device somebody feeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Watchdog {
+    /// "watchdog0"
+    pub name: String,
+    pub timeout: Option<Duration>,
+    /// who has it open, where that may be seen: pid and name
+    pub fed_by: Option<(i32, String)>,
+}
+
+/// Gathers all but [`Facts::blocked`], which takes two samples. Reads /proc, /sys and systemd's configuration below `root`.
+pub fn read(root: &Path, guest: &Guest) -> Facts {
+    let processes = databases::processes(root);
+    let mut cluster: Vec<(String, i32)> = processes
+        .iter()
+        .filter(|(_, process)| is_cluster_member(&process.comm))
+        .map(|(pid, process)| (process.comm.clone(), *pid))
+        .collect();
+    cluster.sort();
+    let btrfs_programs =
+        processes.iter().filter(|(_, process)| process.comm == "btrfs" && process.state != b'Z').map(|(pid, _)| *pid);
+    let own = mounts::read(root).unwrap_or_default();
+    let mut scrubs: Vec<Scrub> = btrfs_programs.filter_map(|pid| scrub(root, pid, guest, &own)).collect();
+    scrubs.sort_by_key(|scrub| scrub.pid);
+    Facts {
+        blocked: Vec::new(),
+        btrfs: btrfs_operations(root),
+        scrubs,
+        hung_task: hung_task(root),
+        watchdogs: watchdogs(root),
+        runtime_watchdog: runtime_watchdog(root),
+        journald: processes.values().any(|process| process.comm == "systemd-journal"),
+        cluster,
+        user_served: guest
+            .disks
+            .devices
+            .values()
+            .filter(|device| is_user_served(&device.name) && device.size_bytes > 0)
+            .map(|device| device.name.clone())
+            .collect(),
+    }
+}
+
+/// The file systems in `set`, described for [`findings`].
+pub fn targets(guest: &Guest, set: &[Dev]) -> Vec<Target> {
+    guest
+        .superblocks
+        .iter()
+        .filter(|superblock| set.contains(&superblock.dev))
+        .map(|superblock| Target {
+            dev: superblock.dev,
+            fs_type: superblock.fs_type.clone(),
+            name: superblock
+                .open_at
+                .as_ref()
+                .map(|mount| mount.path.clone())
+                .or_else(|| superblock.mounts.first().cloned())
+                .unwrap_or_default(),
+            mounts: superblock.mounts.clone(),
+            uuid: guest.disks.uuid(superblock.dev).map(str::to_string),
+            devices: guest
+                .disks
+                .blocks_below(superblock.dev)
+                .iter()
+                .filter_map(|dev| Some(guest.disks.devices.get(dev)?.name.clone()))
+                .collect(),
+        })
+        .collect()
+}
+
+// --- judging -------------------------------------------------------------------------------------------------------
+
+/// What the facts mean for a hold of `targets` that may last `deadline`, gravest first.
+pub fn findings(facts: &Facts, deadline: Duration, targets: &[Target]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    blocked_findings(facts, targets, &mut findings);
+    btrfs_findings(facts, targets, &mut findings);
+    detector_findings(facts, deadline, &mut findings);
+    findings.extend(facts.cluster.iter().map(|(name, pid)| Finding {
+        severity: Severity::Warning,
+        code: "CLUSTER_FENCING",
+        subject: name.clone(),
+        message: format!("{name} (pid {pid}) may fence or fail over this guest when it stops answering during a hold"),
+        hint: "put the node into maintenance for the hold, or keep the hold shorter than the cluster's token timeout".into(),
+    }));
+    for target in targets {
+        findings.extend(target.devices.iter().filter(|name| facts.user_served.contains(name)).map(|name| Finding {
+            severity: Severity::Warning,
+            code: "USER_SERVED_DEVICE",
+            subject: target.name.display().to_string(),
+            message: format!("{name} may be served by a process of this guest, which must not need a frozen file system"),
+            hint: "exclude the file system if its server runs here".into(),
+        }));
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+fn blocked_findings(facts: &Facts, targets: &[Target], findings: &mut Vec<Finding>) {
+    for task in &facts.blocked {
+        for target in targets.iter().filter(|target| task.on.contains(&target.dev)) {
+            let place = if task.wchan.is_empty() { String::new() } else { format!(" in {}", task.wchan) };
+            findings.push(Finding {
+                severity: Severity::Refusal,
+                code: "TASK_BLOCKED",
+                subject: target.name.display().to_string(),
+                message: format!(
+                    "{} (pid {}, thread {}) has been blocked{place} with a file open for writing on {}; a freeze would \
+                     wait for it and could not be cancelled",
+                    task.comm,
+                    task.pid,
+                    task.tid,
+                    target.name.display()
+                ),
+                hint: "find out what it waits for (a dead NFS server, a failing disk, a file system already frozen)".into(),
+            });
+        }
+    }
+}
+
+fn btrfs_findings(facts: &Facts, targets: &[Target], findings: &mut Vec<Finding>) {
+    let btrfs = || targets.iter().filter(|target| target.fs_type == "btrfs");
+    for running in &facts.btrfs {
+        for target in btrfs().filter(|target| target.uuid.as_ref() == Some(&running.fsid)) {
+            let paused = running.operation == "balance paused";
+            let (severity, hint) = if paused {
+                (Severity::Note, "nothing to do: a paused balance writes nothing".to_string())
+            } else {
+                let name = target.name.display();
+                (Severity::Refusal, match running.operation.as_str() {
+                    "balance" => format!("btrfs balance pause {name}"),
+                    "device replace" => format!("btrfs replace cancel {name}, or wait for it to end"),
+                    _ => "wait for it to end".into(),
+                })
+            };
+            findings.push(Finding {
+                severity,
+                code: "BTRFS_BUSY",
+                subject: target.name.display().to_string(),
+                message: match paused {
+                    true => format!("a {} is recorded on {}", running.operation, target.name.display()),
+                    false => format!(
+                        "a btrfs {} is running on {}: a freeze would wait for its end, uncancellable, with every writer",
+                        running.operation,
+                        target.name.display()
+                    ),
+                },
+                hint,
+            });
+        }
+    }
+    for scrub in &facts.scrubs {
+        // One that cannot be followed to a file system may be on any of them.
+        for target in btrfs().filter(|target| scrub.on.is_none_or(|dev| dev == target.dev)) {
+            let by = scrub.pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+            findings.push(Finding {
+                severity: Severity::Refusal,
+                code: "BTRFS_SCRUB",
+                subject: target.name.display().to_string(),
+                message: format!(
+                    "a btrfs scrub of {}{by} is running: a freeze would wait for its end, uncancellable, with every writer",
+                    scrub.what.display()
+                ),
+                hint: format!("btrfs scrub cancel {}", scrub.what.display()),
+            });
+        }
+    }
+}
+
+fn detector_findings(facts: &Facts, deadline: Duration, findings: &mut Vec<Finding>) {
+    let seconds = |limit: Duration| humantime::format_duration(limit);
+    if let Some(timeout) = facts.hung_task.timeout.filter(|timeout| *timeout <= deadline) {
+        let (severity, effect) = match facts.hung_task.panics {
+            true => (Severity::Refusal, "the kernel panics (kernel.hung_task_panic=1)"),
+            false => (Severity::Note, "the kernel log fills with stack traces"),
+        };
+        findings.push(Finding {
+            severity,
+            code: "HUNG_TASK",
+            subject: "kernel.hung_task_timeout_secs".into(),
+            message: format!("a writer blocked for {} looks hung: {effect}", seconds(timeout)),
+            hint: format!("hold for less than {}, or raise kernel.hung_task_timeout_secs", seconds(timeout)),
+        });
+    }
+    if let Some(limit) = facts.runtime_watchdog.filter(|limit| *limit <= deadline) {
+        findings.push(Finding {
+            severity: Severity::Warning,
+            code: "RUNTIME_WATCHDOG",
+            subject: "systemd".into(),
+            message: format!(
+                "RuntimeWatchdogSec={}: if PID 1 touches a held file system that long, the machine is reset",
+                seconds(limit)
+            ),
+            hint: format!("hold for less than {}, or raise RuntimeWatchdogSec= in system.conf", seconds(limit)),
+        });
+    }
+    for watchdog in &facts.watchdogs {
+        let Some((pid, name)) = watchdog.fed_by.as_ref().filter(|(pid, _)| *pid != 1) else { continue };
+        let Some(timeout) = watchdog.timeout.filter(|timeout| *timeout <= deadline) else { continue };
+        findings.push(Finding {
+            severity: Severity::Warning,
+            code: "WATCHDOG_DEVICE",
+            subject: watchdog.name.clone(),
+            message: format!(
+                "{name} (pid {pid}) must feed {} every {}; if it writes to a held file system, the machine is reset",
+                watchdog.name,
+                seconds(timeout)
+            ),
+            hint: format!("hold for less than {}, or see that {name} logs nothing to disk", seconds(timeout)),
+        });
+    }
+    if facts.journald && SYSTEMD_SERVICE_WATCHDOG <= deadline {
+        findings.push(Finding {
+            severity: Severity::Warning,
+            code: "SERVICE_WATCHDOG",
+            subject: "systemd-journald".into(),
+            message: "systemd kills journald when it has been blocked for its WatchdogSec= (3min as shipped)".into(),
+            hint: "hold for less than 3 minutes".into(),
+        });
+    }
+}
+
+// --- tasks ---------------------------------------------------------------------------------------------------------
+
+/// Threads in uninterruptible sleep now. Of each, only files that never wait for it are read (not `cmdline`, not `maps`).
+pub fn blocked_tasks(root: &Path) -> Vec<BlockedTask> {
+    let mut blocked = Vec::new();
+    let mut own = None;
+    for pid in mounts::pids(root) {
+        let process = root.join("proc").join(pid.to_string());
+        for entry in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
+            let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
+            let Some((comm, b'D', starttime)) = task(&String::from_utf8_lossy(&stat)) else { continue };
+            let Some(tid) = entry.file_name().to_str().and_then(|tid| tid.parse().ok()) else { continue };
+            let own = own.get_or_insert_with(|| mounts::read(root).unwrap_or_default());
+            let wchan = fs::read_to_string(entry.path().join("wchan")).unwrap_or_default();
+            let on = blocked_on(&process, &entry.path(), own);
+            let wchan = if wchan.trim() == "0" { String::new() } else { wchan.trim().to_string() };
+            blocked.push(BlockedTask { pid, tid, comm, wchan, starttime, on });
+        }
+    }
+    blocked
+}
+
+/// Those that were blocked in both samples; take them at least two seconds apart. A thread that ran in between is counted
+/// as blocked throughout: it is slow enough to be said.
+pub fn blocked_throughout(first: &[BlockedTask], second: &[BlockedTask]) -> Vec<BlockedTask> {
+    let before: BTreeSet<(i32, u64)> = first.iter().map(|task| (task.tid, task.starttime)).collect();
+    second.iter().filter(|task| before.contains(&(task.tid, task.starttime))).cloned().collect()
+}
+
+/// Name, state and start time of /proc/TID/stat.
+fn task(stat: &str) -> Option<(String, u8, u64)> {
+    let (head, tail) = stat.rsplit_once(')')?;
+    let (_, comm) = head.split_once('(')?;
+    let mut fields = tail.split_ascii_whitespace();
+    let state = fields.next()?.bytes().next()?;
+    // Field 22 of the whole line; the state was field 3.
+    Some((comm.into(), state, fields.nth(18)?.parse().ok()?))
+}
+
+/// The superblocks behind the descriptor its system call was given, or behind all it has open for writing.
+fn blocked_on(process: &Path, task: &Path, own: &[MountLine]) -> Vec<Dev> {
+    let called_with = fs::read_to_string(task.join("syscall")).ok().and_then(|text| descriptor_of_call(&text));
+    let descriptors: Vec<Descriptor> = match called_with {
+        Some(fd) => read_descriptor(&process.join("fdinfo").join(fd.to_string())).into_iter().collect(),
+        None => fs::read_dir(process.join("fdinfo"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| read_descriptor(&entry.path()))
+            .filter(|descriptor| descriptor.writable)
+            .collect(),
+    };
+    let mut theirs = None;
+    let mut on: Vec<Dev> = Vec::new();
+    for descriptor in descriptors {
+        let line = mounts::by_mount_id(own, descriptor.mount_id).cloned().or_else(|| {
+            let theirs = theirs.get_or_insert_with(|| {
+                mounts::parse_bytes(&fs::read(process.join("mountinfo")).unwrap_or_default())
+            });
+            mounts::by_mount_id(theirs, descriptor.mount_id).cloned()
+        });
+        on.extend(line.map(|line| line.dev).filter(|dev| !on.contains(dev)));
+    }
+    on
+}
+
+struct Descriptor {
+    mount_id: u64,
+    writable: bool,
+}
+
+fn read_descriptor(fdinfo: &Path) -> Option<Descriptor> {
+    descriptor(&fs::read_to_string(fdinfo).ok()?)
+}
+
+/// Decodes /proc/PID/fdinfo/FD: `flags:` is octal, its two lowest bits O_ACCMODE (proc_pid_fdinfo(5)).
+fn descriptor(text: &str) -> Option<Descriptor> {
+    let field = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
+    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
+    Some(Descriptor { mount_id: field("mnt_id:")?.parse().ok()?, writable: flags & 3 != 0 })
+}
+
+/// The descriptor a blocked system call was given as its first argument, if it is one of those that wait for storage:
+/// /proc/TID/syscall is "number 0xargument …", "running", or "-1 …" for a page fault.
+fn descriptor_of_call(text: &str) -> Option<i32> {
+    use nix::libc::{
+        SYS_fallocate, SYS_fdatasync, SYS_fsync, SYS_ftruncate, SYS_ioctl, SYS_pread64, SYS_preadv, SYS_pwrite64,
+        SYS_pwritev, SYS_pwritev2, SYS_read, SYS_readv, SYS_syncfs, SYS_write, SYS_writev,
+    };
+    let mut fields = text.split_ascii_whitespace();
+    let number = fields.next()?.parse().ok()?;
+    let calls = [
+        SYS_write,
+        SYS_writev,
+        SYS_pwrite64,
+        SYS_pwritev,
+        SYS_pwritev2,
+        SYS_read,
+        SYS_readv,
+        SYS_pread64,
+        SYS_preadv,
+        SYS_fsync,
+        SYS_fdatasync,
+        SYS_syncfs,
+        SYS_ftruncate,
+        SYS_fallocate,
+        SYS_ioctl,
+    ];
+    let argument = fields.next()?.strip_prefix("0x")?;
+    calls.contains(&number).then(|| i32::try_from(u64::from_str_radix(argument, 16).ok()?).ok()).flatten()
+}
+
+// --- btrfs ---------------------------------------------------------------------------------------------------------
+
+fn btrfs_operations(root: &Path) -> Vec<BtrfsOperation> {
+    let entries = fs::read_dir(root.join("sys/fs/btrfs")).into_iter().flatten().flatten();
+    let mut operations: Vec<BtrfsOperation> = entries
+        .filter_map(|entry| {
+            let operation = fs::read_to_string(entry.path().join("exclusive_operation")).ok()?.trim().to_string();
+            (operation != "none" && !operation.is_empty()).then_some(())?;
+            Some(BtrfsOperation { fsid: entry.file_name().into_string().ok()?, operation })
+        })
+        .collect();
+    operations.sort_by(|a, b| a.fsid.cmp(&b.fsid));
+    operations
+}
+
+fn scrub(root: &Path, pid: i32, guest: &Guest, own: &[MountLine]) -> Option<Scrub> {
+    let command = fs::read(root.join("proc").join(pid.to_string()).join("cmdline")).ok()?;
+    let what = PathBuf::from(scrubbed(&String::from_utf8_lossy(&command))?);
+    let device = what.to_str().and_then(|source| guest.disks.by_source(source));
+    let on = match device {
+        Some(device) => guest
+            .superblocks
+            .iter()
+            .find(|superblock| guest.disks.members(superblock.dev).contains(&device.dev))
+            .map(|superblock| superblock.dev),
+        None => mounts::covering(own, &what).filter(|line| line.fs_type == "btrfs").map(|line| line.dev),
+    };
+    Some(Scrub { pid: Some(pid), what, on })
+}
+
+/// What a `btrfs scrub start` or `resume` was told to scrub; not a read-only one (`-r`), which holds nothing.
+fn scrubbed(command: &str) -> Option<&str> {
+    let mut arguments = command.split('\0').filter(|argument| !argument.is_empty()).skip(1);
+    arguments.find(|argument| *argument == "scrub")?;
+    arguments.find(|argument| matches!(*argument, "start" | "resume"))?;
+    let rest: Vec<&str> = arguments.collect();
+    let read_only = |option: &&str| option.starts_with('-') && !option.starts_with("--") && option.contains('r');
+    (!rest.iter().any(|argument| read_only(argument) || *argument == "--readonly")).then_some(())?;
+    rest.last().copied().filter(|last| !last.starts_with('-'))
+}
+
+// --- detectors and watchdogs ---------------------------------------------------------------------------------------
+
+fn hung_task(root: &Path) -> HungTask {
+    let number = |name: &str| -> Option<u64> {
+        fs::read_to_string(root.join("proc/sys/kernel").join(name)).ok()?.trim().parse().ok()
+    };
+    HungTask {
+        panics: number("hung_task_panic").is_some_and(|panics| panics != 0),
+        timeout: number("hung_task_timeout_secs").filter(|seconds| *seconds != 0).map(Duration::from_secs),
+    }
+}
+
+/// Active watchdogs: from /sys where the kernel shows them, and by who has one open.
+fn watchdogs(root: &Path) -> Vec<Watchdog> {
+    let class = root.join("sys/class/watchdog");
+    let mut names: Vec<String> = fs::read_dir(&class)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    let attribute = |name: &str, file: &str| {
+        fs::read_to_string(class.join(name).join(file)).ok().map(|text| text.trim().to_string())
+    };
+    let active: Vec<String> =
+        names.into_iter().filter(|name| attribute(name, "state").is_none_or(|state| state == "active")).collect();
+    if active.is_empty() {
+        return Vec::new();
+    }
+    let feeders = feeders(root);
+    active
+        .into_iter()
+        .map(|name| Watchdog {
+            timeout: attribute(&name, "timeout").and_then(|s| s.parse().ok()).map(Duration::from_secs),
+            fed_by: feeders
+                .iter()
+                .find(|(device, _, _)| *device == name || (device == "watchdog" && name == "watchdog0"))
+                .map(|(_, pid, comm)| (*pid, comm.clone())),
+            name,
+        })
+        .filter(|watchdog| watchdog.fed_by.is_some() || attribute(&watchdog.name, "state").is_some())
+        .collect()
+}
+
+/// Who has which `/dev/watchdog*` open: among PID 1 and the programs made to feed one.
+fn feeders(root: &Path) -> Vec<(String, i32, String)> {
+    let mut feeders = Vec::new();
+    let mut processes: Vec<_> = databases::processes(root).into_iter().collect();
+    processes.sort_by_key(|(pid, _)| *pid);
+    for (pid, process) in processes {
+        let known = ["watchdog", "wd_keepalive", "sbd", "watchdog-mux", "wdmd", "corosync", "patroni"];
+        if pid != 1 && !known.contains(&process.comm.as_str()) {
+            continue;
+        }
+        let fds = fs::read_dir(root.join("proc").join(pid.to_string()).join("fd"));
+        for entry in fds.into_iter().flatten().flatten() {
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            let name = target.strip_prefix("/dev").ok().and_then(|name| name.to_str());
+            if let Some(name) = name.filter(|name| name.starts_with("watchdog")) {
+                feeders.push((name.to_string(), pid, process.comm.clone()));
+            }
+        }
+    }
+    feeders
+}
+
+/// systemd's setting, from system.conf and its drop-ins by systemd's own precedence.
+fn runtime_watchdog(root: &Path) -> Option<Duration> {
+    // A systemd that is not running resets nothing.
+    root.join("run/systemd/system").exists().then_some(())?;
+    let directories = ["etc/systemd", "run/systemd", "usr/local/lib/systemd", "usr/lib/systemd"];
+    let main = directories.iter().find_map(|dir| fs::read_to_string(root.join(dir).join("system.conf")).ok());
+    let mut drop_ins: Vec<(String, PathBuf)> = Vec::new();
+    for dir in directories {
+        for entry in fs::read_dir(root.join(dir).join("system.conf.d")).into_iter().flatten().flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            // The first directory masks the same name in later ones.
+            if name.ends_with(".conf") && !drop_ins.iter().any(|(known, _)| *known == name) {
+                drop_ins.push((name, entry.path()));
+            }
+        }
+    }
+    drop_ins.sort();
+    let texts = main.into_iter().chain(drop_ins.iter().filter_map(|(_, path)| fs::read_to_string(path).ok()));
+    let texts: Vec<String> = texts.collect();
+    time_span(texts.iter().filter_map(|text| watchdog_setting(text)).next_back()?)
+}
+
+fn watchdog_setting(text: &str) -> Option<&str> {
+    text.lines().filter_map(|line| Some(line.trim().strip_prefix("RuntimeWatchdogSec")?.trim_start().strip_prefix('=')?.trim())).next_back()
+}
+
+/// systemd.time(7), as far as a watchdog needs it; bare numbers are seconds. `None`: off, or the driver's default.
+fn time_span(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok().filter(|span| !span.is_zero());
+    }
+    humantime::parse_duration(text).ok().filter(|span| !span.is_zero())
+}
+
+// --- processes and devices -----------------------------------------------------------------------------------------
+
+fn is_cluster_member(comm: &str) -> bool {
+    matches!(comm, "corosync" | "pacemakerd" | "sbd" | "keepalived" | "patroni")
+}
+
+/// nbd, ublk: a process answers for them, often one of this very guest.
+fn is_user_served(name: &str) -> bool {
+    ["nbd", "ublkb"].iter().any(|prefix| {
+        name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+    })
+}
