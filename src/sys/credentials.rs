@@ -2,8 +2,7 @@
 //! `peer`) sees the user it expects, and no password need be stored. Called by `step::postgres`.
 
 use std::{
-    fs,
-    io,
+    fs, io,
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{fs::OpenOptionsExt, net::UnixStream},
@@ -80,7 +79,8 @@ impl ShortPath {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let directory = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory)?;
+        let directory =
+            fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_DIRECTORY).open(directory)?;
         let path = Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name);
         Ok(ShortPath { path, _directory: Some(directory.into()) })
     }
