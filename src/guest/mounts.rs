@@ -126,22 +126,24 @@ pub fn kind_of(fs_type: &str) -> Kind {
         "ext2" | "ext3" | "ext4" | "xfs" | "btrfs" | "f2fs" | "jfs" | "nilfs2" | "reiserfs" | "gfs2" | "bcachefs" => {
             Kind::Freezable
         }
-        "vfat" | "msdos" | "umsdos" | "exfat" | "ntfs3" | "ntfs" | "hfs" | "hfsplus" | "udf" | "ufs" | "minix" | "sysv"
-        | "affs" | "adfs" | "bfs" | "hpfs" | "omfs" | "qnx4" | "qnx6" | "jffs2" | "ubifs" | "ocfs2" | "reiser4"
-        | "zonefs" | "zfs" => Kind::FlushOnly,
+        "vfat" | "msdos" | "umsdos" | "exfat" | "ntfs3" | "ntfs" | "hfs" | "hfsplus" | "udf" | "ufs" | "minix"
+        | "sysv" | "affs" | "adfs" | "bfs" | "hpfs" | "omfs" | "qnx4" | "qnx6" | "jffs2" | "ubifs" | "ocfs2"
+        | "reiser4" | "zonefs" | "zfs" => Kind::FlushOnly,
         "tmpfs" | "ramfs" | "devtmpfs" | "rootfs" => Kind::Memory,
-        "nfs" | "nfs4" | "cifs" | "smb3" | "smbfs" | "9p" | "virtiofs" | "ceph" | "afs" | "coda" | "ncpfs" | "orangefs"
-        | "pvfs2" | "lustre" | "lustre_lite" | "gpfs" | "mmfs" | "panfs" | "beegfs" | "beegfs_nodev" | "wekafs"
-        | "quobyte" | "autofs" | "fuse" | "fuseblk" | "vboxsf" | "vmhgfs" | "prl_fs" | "davfs" | "davfs2" | "sshfs"
-        | "glusterfs" | "hostfs" => Kind::Remote,
+        "nfs" | "nfs4" | "cifs" | "smb3" | "smbfs" | "9p" | "virtiofs" | "ceph" | "afs" | "coda" | "ncpfs"
+        | "orangefs" | "pvfs2" | "lustre" | "lustre_lite" | "gpfs" | "mmfs" | "panfs" | "beegfs" | "beegfs_nodev"
+        | "wekafs" | "quobyte" | "autofs" | "fuse" | "fuseblk" | "vboxsf" | "vmhgfs" | "prl_fs" | "davfs"
+        | "davfs2" | "sshfs" | "glusterfs" | "hostfs" => Kind::Remote,
         fuse if fuse.starts_with("fuse.") || fuse.starts_with("fuseblk.") => Kind::Remote,
         "overlay" | "overlayfs" | "aufs" | "unionfs" | "ecryptfs" | "shiftfs" => Kind::Stacked,
         "squashfs" | "erofs" | "iso9660" | "cramfs" | "romfs" | "efs" | "vxfs" | "befs" => Kind::Image,
-        "proc" | "sysfs" | "cgroup" | "cgroup2" | "cpuset" | "devpts" | "mqueue" | "debugfs" | "tracefs" | "securityfs"
-        | "pstore" | "bpf" | "configfs" | "fusectl" | "binfmt_misc" | "nsfs" | "rpc_pipefs" | "nfsd" | "efivarfs"
-        | "hugetlbfs" | "selinuxfs" | "smackfs" | "apparmorfs" | "resctrl" | "xenfs" | "functionfs" | "gadgetfs"
-        | "usbfs" | "usbdevfs" | "ocfs2_dlmfs" | "sockfs" | "pipefs" | "pidfs" | "bdev" | "anon_inodefs" | "binder"
-        | "openpromfs" | "spufs" | "s390_hypfs" | "oprofilefs" | "guest_memfd" => Kind::Pseudo,
+        "proc" | "sysfs" | "cgroup" | "cgroup2" | "cpuset" | "devpts" | "mqueue" | "debugfs" | "tracefs"
+        | "securityfs" | "pstore" | "bpf" | "configfs" | "fusectl" | "binfmt_misc" | "nsfs" | "rpc_pipefs" | "nfsd"
+        | "efivarfs" | "hugetlbfs" | "selinuxfs" | "smackfs" | "apparmorfs" | "resctrl" | "xenfs" | "functionfs"
+        | "gadgetfs" | "usbfs" | "usbdevfs" | "ocfs2_dlmfs" | "sockfs" | "pipefs" | "pidfs" | "bdev"
+        | "anon_inodefs" | "binder" | "openpromfs" | "spufs" | "s390_hypfs" | "oprofilefs" | "guest_memfd" => {
+            Kind::Pseudo
+        }
         _ => Kind::Unknown,
     }
 }
@@ -378,7 +380,8 @@ pub fn read_foreign(root: &Path, own: &[Superblock]) -> Vec<(i32, Vec<MountLine>
         let news = text.split(|&b| b == b'\n').filter_map(|line| device(line.split(|&b| b == b' ').nth(2)?));
         if news.filter(|dev| !known.contains(dev)).count() > 0 {
             let lines = parse_bytes(&text);
-            known.extend(gather(&lines, Some(pid), &|_| false).iter().filter(|s| !wants_another_view(s)).map(|s| s.dev));
+            known
+                .extend(gather(&lines, Some(pid), &|_| false).iter().filter(|s| !wants_another_view(s)).map(|s| s.dev));
             found.push((pid, lines));
         }
     }

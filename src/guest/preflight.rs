@@ -187,19 +187,27 @@ pub fn findings(facts: &Facts, deadline: Duration, targets: &[Target]) -> Vec<Fi
     blocked_findings(facts, targets, &mut findings);
     btrfs_findings(facts, targets, &mut findings);
     detector_findings(facts, deadline, &mut findings);
-    findings.extend(facts.cluster.iter().map(|(name, pid)| Finding {
-        severity: Severity::Warning,
-        code: "CLUSTER_FENCING",
-        subject: name.clone(),
-        message: format!("{name} (pid {pid}) may fence or fail over this guest when it stops answering during a hold"),
-        hint: "put the node into maintenance for the hold, or keep the hold shorter than the cluster's token timeout".into(),
+    findings.extend(facts.cluster.iter().map(|(name, pid)| {
+        Finding {
+            severity: Severity::Warning,
+            code: "CLUSTER_FENCING",
+            subject: name.clone(),
+            message: format!(
+                "{name} (pid {pid}) may fence or fail over this guest when it stops answering during a hold"
+            ),
+            hint:
+                "put the node into maintenance for the hold, or keep the hold shorter than the cluster's token timeout"
+                    .into(),
+        }
     }));
     for target in targets {
         findings.extend(target.devices.iter().filter(|name| facts.user_served.contains(name)).map(|name| Finding {
             severity: Severity::Warning,
             code: "USER_SERVED_DEVICE",
             subject: target.name.display().to_string(),
-            message: format!("{name} may be served by a process of this guest, which must not need a frozen file system"),
+            message: format!(
+                "{name} may be served by a process of this guest, which must not need a frozen file system"
+            ),
             hint: "exclude the file system if its server runs here".into(),
         }));
     }
@@ -223,7 +231,8 @@ fn blocked_findings(facts: &Facts, targets: &[Target], findings: &mut Vec<Findin
                     task.tid,
                     target.name.display()
                 ),
-                hint: "find out what it waits for (a dead NFS server, a failing disk, a file system already frozen)".into(),
+                hint: "find out what it waits for (a dead NFS server, a failing disk, a file system already frozen)"
+                    .into(),
             });
         }
     }
@@ -238,11 +247,14 @@ fn btrfs_findings(facts: &Facts, targets: &[Target], findings: &mut Vec<Finding>
                 (Severity::Note, "nothing to do: a paused balance writes nothing".to_string())
             } else {
                 let name = target.name.display();
-                (Severity::Refusal, match running.operation.as_str() {
-                    "balance" => format!("btrfs balance pause {name}"),
-                    "device replace" => format!("btrfs replace cancel {name}, or wait for it to end"),
-                    _ => "wait for it to end".into(),
-                })
+                (
+                    Severity::Refusal,
+                    match running.operation.as_str() {
+                        "balance" => format!("btrfs balance pause {name}"),
+                        "device replace" => format!("btrfs replace cancel {name}, or wait for it to end"),
+                        _ => "wait for it to end".into(),
+                    },
+                )
             };
             findings.push(Finding {
                 severity,
@@ -387,9 +399,8 @@ fn blocked_on(process: &Path, task: &Path, own: &[MountLine]) -> Vec<Dev> {
     let mut on: Vec<Dev> = Vec::new();
     for descriptor in descriptors {
         let line = mounts::by_mount_id(own, descriptor.mount_id).cloned().or_else(|| {
-            let theirs = theirs.get_or_insert_with(|| {
-                mounts::parse_bytes(&fs::read(process.join("mountinfo")).unwrap_or_default())
-            });
+            let theirs = theirs
+                .get_or_insert_with(|| mounts::parse_bytes(&fs::read(process.join("mountinfo")).unwrap_or_default()));
             mounts::by_mount_id(theirs, descriptor.mount_id).cloned()
         });
         on.extend(line.map(|line| line.dev).filter(|dev| !on.contains(dev)));
@@ -574,7 +585,9 @@ fn runtime_watchdog(root: &Path) -> Option<Duration> {
 }
 
 fn watchdog_setting(text: &str) -> Option<&str> {
-    text.lines().filter_map(|line| Some(line.trim().strip_prefix("RuntimeWatchdogSec")?.trim_start().strip_prefix('=')?.trim())).next_back()
+    text.lines()
+        .filter_map(|line| Some(line.trim().strip_prefix("RuntimeWatchdogSec")?.trim_start().strip_prefix('=')?.trim()))
+        .next_back()
 }
 
 /// systemd.time(7), as far as a watchdog needs it; bare numbers are seconds. `None`: off, or the driver's default.
@@ -593,7 +606,7 @@ fn is_cluster_member(comm: &str) -> bool {
 
 /// nbd, ublk: a process answers for them, often one of this very guest.
 fn is_user_served(name: &str) -> bool {
-    ["nbd", "ublkb"].iter().any(|prefix| {
-        name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    })
+    ["nbd", "ublkb"]
+        .iter()
+        .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))
 }

@@ -56,9 +56,10 @@ pub fn parse(bytes: &[u8]) -> Option<Raw> {
 
 fn ext(bytes: &[u8]) -> Option<Raw> {
     let sb = bytes.get(EXT..EXT + 0x400)?;
-    let (half, word) = (|at| u16::from_le_bytes([sb[at], sb[at + 1]]), |at: usize| {
-        u32::from_le_bytes([sb[at], sb[at + 1], sb[at + 2], sb[at + 3]])
-    });
+    let (half, word) = (
+        |at| u16::from_le_bytes([sb[at], sb[at + 1]]),
+        |at: usize| u32::from_le_bytes([sb[at], sb[at + 1], sb[at + 2], sb[at + 3]]),
+    );
     if half(0x38) != 0xEF53 {
         return None;
     }

@@ -239,8 +239,7 @@ impl Desk {
                         return Some(End::asked());
                     }
                     ThawAdmission::Again(report) => {
-                        let _ =
-                            reply.send(Ok(proto::ThawResponse { report: Some(*report), already_released: true }));
+                        let _ = reply.send(Ok(proto::ThawResponse { report: Some(*report), already_released: true }));
                     }
                     ThawAdmission::Refuse(refusal) => {
                         let _ = reply.send(Err(refusal));

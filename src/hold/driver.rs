@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Ask, Handle, Refusal, RefusalKind,
-    admit::{self, Caps, Current, FreezeAdmission, ThawAdmission},
+    admit::{self, Caps, FreezeAdmission, ThawAdmission},
     desk::{Caller, Desk},
     history,
     report::{Publisher, now, span},
@@ -76,8 +76,7 @@ impl Driver {
             };
             Arc::new(planner)
         };
-        let caps =
-            Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
+        let caps = Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
         let driver = Driver {
             settings,
             surroundings,
@@ -285,8 +284,7 @@ async fn attempt(
     let quiescing = Instant::now();
     let limit = work.quiesce_limit();
     let late = || End::quiesce_timeout(limit);
-    let quiesced =
-        desk.during(work.quiesce(quiescing + limit), quiescing + limit, late, asks, events, publisher).await;
+    let quiesced = desk.during(work.quiesce(quiescing + limit), quiescing + limit, late, asks, events, publisher).await;
     publisher.edit(|r| r.quiesce_took = span(quiescing.elapsed()));
     if let Err(end) = quiesced {
         return end;

@@ -17,6 +17,7 @@ pub mod record;
 pub mod report;
 pub mod survey;
 pub mod undo;
+pub mod verify;
 pub mod work;
 
 use std::{sync::Arc, time::Duration};

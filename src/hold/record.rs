@@ -57,9 +57,10 @@ impl Records {
     ) -> Option<warden::Receipt> {
         let index = self.next;
         self.next += 1;
-        let at_root = superblock.open_at.as_ref().is_some_and(|at| {
-            at.fs_root == std::path::Path::new("/") || superblock.fs_type == "btrfs"
-        });
+        let at_root = superblock
+            .open_at
+            .as_ref()
+            .is_some_and(|at| at.fs_root == std::path::Path::new("/") || superblock.fs_type == "btrfs");
         if !self.wanted || !at_root {
             return None;
         }

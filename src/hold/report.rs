@@ -45,6 +45,11 @@ impl Published {
         standing
     }
 
+    /// Wakes whoever waits for anything to change.
+    pub fn changes(&self) -> watch::Receiver<Arc<Standing>> {
+        self.standing.clone()
+    }
+
     /// Changes from now on. A reader slower than 256 events gets `Lagged`.
     pub fn events(&self) -> broadcast::Receiver<proto::Event> {
         self.events.subscribe()

@@ -192,21 +192,18 @@ impl Survey {
 
     async fn find_databases(&mut self, settings: &Settings, surroundings: &Surroundings) {
         let mut targets = settings.databases.configured.clone();
-        let mut unheld = Vec::new();
+        let mut running = Vec::new();
         if settings.databases.discover {
             let root = surroundings.root.clone();
-            let found = in_a_thread(READ_LIMIT, move || databases::discover(&root)).await.unwrap_or_default();
+            let found = in_a_thread(READ_LIMIT, move || databases::read(&root)).await.unwrap_or_default();
             for socket in found.sockets {
-                let engine = match socket.engine {
-                    databases::SocketEngine::Postgresql => database::Engine::Postgresql,
-                    databases::SocketEngine::Mysql => database::Engine::Mysql,
-                };
+                let Some(engine) = spoken(socket.engine) else { continue };
                 let target = Target::discovered(engine, socket.path);
                 if !targets.iter().any(|t| database::same_instance(t, &target)) {
                     targets.push(target);
                 }
             }
-            unheld = found.running;
+            running = found.engines;
         }
         let connections = join_all(targets.iter().map(|t| Session::connect(t, CONNECT_LIMIT))).await;
         for (target, connection) in targets.into_iter().zip(connections) {
@@ -215,20 +212,18 @@ impl Survey {
                 Err(error) => self.cannot_hold(&target, &error),
             }
         }
-        for engine in unheld {
+        for engine in running {
             if self.databases.iter().any(|db| db.session.server_pid() == Some(engine.pid)) {
                 continue;
             }
             self.expected.capped = true;
-            let subject = format!("db:{}", engine.name);
+            let subject = format!("db:{}", engine.engine);
             let message = format!(
                 "{} runs (pid {}) and is not held: its files are as after a power cut",
-                engine.name, engine.pid
+                engine.engine, engine.pid
             );
             let hint = "configure it as a [[database]], or bring it to a consistent point with a hook";
-            if !self.problems.iter().any(|p| p.message == message) {
-                self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
-            }
+            self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
         }
     }
 
@@ -263,33 +258,20 @@ impl Survey {
         } else {
             self.expected.capped = true;
             let message = error.to_string();
-            self.problems.push(problem(
-                Severity::Warning,
-                "DATABASE_UNREACHABLE",
-                &step.name,
-                &message,
-                &error.hint,
-            ));
+            self.problems.push(problem(Severity::Warning, "DATABASE_UNREACHABLE", &step.name, &message, &error.hint));
         }
         self.steps.push(step);
     }
 
     /// The database's directories that no frozen file system covers.
     async fn outside(&self, session: &Session, surroundings: &Surroundings) -> Vec<String> {
-        let frozen: Vec<Dev> = self
-            .plan
-            .targets
-            .iter()
-            .filter(|t| t.freeze)
-            .map(|t| self.guest.superblocks[t.superblock].dev)
-            .collect();
+        let frozen = self.frozen();
         let (paths, pid, root) = (session.data_paths(), session.server_pid(), surroundings.root.clone());
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-        let located = in_a_thread(TOUCH_LIMIT, move || {
-            paths.iter().map(|path| locate(&root, path, pid)).collect::<Vec<_>>()
-        })
-        .await
-        .unwrap_or_else(|| vec![None; names.len()]);
+        let located =
+            in_a_thread(TOUCH_LIMIT, move || paths.iter().map(|path| locate(&root, path, pid)).collect::<Vec<_>>())
+                .await
+                .unwrap_or_else(|| vec![None; names.len()]);
         names
             .into_iter()
             .zip(located)
@@ -298,17 +280,18 @@ impl Survey {
             .collect()
     }
 
+    /// The superblocks the plan freezes.
+    fn frozen(&self) -> Vec<Dev> {
+        let frozen = self.plan.targets.iter().filter(|t| t.freeze);
+        frozen.map(|t| self.guest.superblocks[t.superblock].dev).collect()
+    }
+
     async fn preflight(&mut self, settings: &Settings, surroundings: &Surroundings, spec: &proto::HoldSpec) {
         let max_hold = super::admit::duration(spec.max_hold.as_ref(), settings.hold.max);
         let quiesce = super::admit::duration(spec.quiesce_timeout.as_ref(), settings.hold.quiesce);
         let root = surroundings.root.clone();
-        let targets: Vec<Superblock> = self
-            .plan
-            .targets
-            .iter()
-            .filter(|t| t.freeze)
-            .map(|t| self.guest.superblocks[t.superblock].clone())
-            .collect();
+        let guest = self.guest.clone();
+        let targets = preflight::targets(&guest, &self.frozen());
         let Some(first) = in_a_thread(READ_LIMIT, {
             let root = root.clone();
             move || preflight::blocked_tasks(&root)
@@ -326,7 +309,7 @@ impl Survey {
             preflight::blocked_throughout(&first, &second)
         };
         let findings = in_a_thread(READ_LIMIT, move || {
-            let facts = preflight::read(&root, blocked);
+            let facts = preflight::Facts { blocked, ..preflight::read(&root, &guest) };
             preflight::findings(&facts, max_hold + quiesce, &targets)
         })
         .await
@@ -336,8 +319,7 @@ impl Survey {
                 preflight::Severity::Note => Severity::Note,
                 preflight::Severity::Warning => Severity::Warning,
                 preflight::Severity::Refusal => {
-                    let refusal =
-                        Refusal::new(RefusalKind::FailedPrecondition, finding.code, finding.message.clone());
+                    let refusal = Refusal::new(RefusalKind::FailedPrecondition, finding.code, finding.message.clone());
                     self.refusals.push(refusal.hint(finding.hint.clone()));
                     continue;
                 }
@@ -388,6 +370,22 @@ impl Survey {
                 .hint(why),
             );
         }
+    }
+}
+
+/// The protocol an engine speaks, if it is one we hold.
+fn spoken(engine: databases::Engine) -> Option<database::Engine> {
+    use databases::Engine;
+    match engine {
+        Engine::Postgresql => Some(database::Engine::Postgresql),
+        Engine::Mysql | Engine::Mariadb => Some(database::Engine::Mysql),
+        Engine::Redis
+        | Engine::Valkey
+        | Engine::Mongodb
+        | Engine::Etcd
+        | Engine::Clickhouse
+        | Engine::Cassandra
+        | Engine::Elasticsearch => None,
     }
 }
 
@@ -445,7 +443,8 @@ async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> BTr
                 transient::Durability::Transient => proto::Durability::Transient,
                 transient::Durability::Mixed => proto::Durability::Mixed,
             };
-            let evidence = |e: &transient::Evidence| proto::Evidence { source: e.source.into(), value: e.value.clone() };
+            let evidence =
+                |e: &transient::Evidence| proto::Evidence { source: e.source.into(), value: e.value.clone() };
             facts.evidence = verdict.evidence.iter().map(evidence).collect();
         }
         all.insert(dev, facts);

@@ -217,8 +217,7 @@ impl<'a> Work<'a> {
     /// # Errors
     /// The [`End`] to release with.
     pub async fn prepare(&mut self, until: Instant) -> Result<(), End> {
-        let survey =
-            survey::survey(&self.settings, &self.surroundings, &self.spec).await.map_err(End::refused)?;
+        let survey = survey::survey(&self.settings, &self.surroundings, &self.spec).await.map_err(End::refused)?;
         let targets = self.adopt(survey)?;
         self.guard(targets).await?;
         self.soften(until).await?;
@@ -293,8 +292,7 @@ impl<'a> Work<'a> {
         self.warden.begin(&self.id).await.map_err(|error| match error {
             BeginError::Lost(lost) => End::from(lost),
             BeginError::StillStuck { .. } => {
-                let refusal =
-                    Refusal::new(RefusalKind::FailedPrecondition, "FREEZE_STUCK", error.to_string());
+                let refusal = Refusal::new(RefusalKind::FailedPrecondition, "FREEZE_STUCK", error.to_string());
                 End::refused(refusal.hint(STUCK_HINT).about(&self.id))
             }
         })?;
@@ -370,9 +368,8 @@ impl<'a> Work<'a> {
                 Preflush::NotConverged { predicted_stall } => predicted_stall,
             };
             let cap = self.settings.hold.max_stall;
-            let text = humantime::format_duration(Duration::from_millis(
-                predicted.as_millis().try_into().unwrap_or(u64::MAX),
-            ));
+            let text =
+                humantime::format_duration(Duration::from_millis(predicted.as_millis().try_into().unwrap_or(u64::MAX)));
             if predicted > cap {
                 let refusal = Refusal::new(
                     RefusalKind::FailedPrecondition,
@@ -423,8 +420,8 @@ impl<'a> Work<'a> {
         for barrier in [false, true] {
             let limit = until.saturating_duration_since(Instant::now());
             let work = self.databases.iter_mut().filter(|db| db.covered && (db.held || !barrier)).map(async |db| {
-                let result = db
-                    .statement(async |session| {
+                let result =
+                    db.statement(async |session| {
                         if barrier { session.barrier(&id, limit).await } else { session.hold(&id, limit).await }
                     })
                     .await;
@@ -450,12 +447,7 @@ impl<'a> Work<'a> {
     }
 
     /// A required one fails the hold; any other lowers the level, loudly.
-    fn database_failed(
-        &mut self,
-        step: &str,
-        required: bool,
-        error: &crate::step::database::Error,
-    ) -> Result<(), End> {
+    fn database_failed(&mut self, step: &str, required: bool, error: &crate::step::database::Error) -> Result<(), End> {
         self.publisher.step(step, |s| {
             s.set_outcome(StepOutcome::Failed);
             s.reason = error.to_string();
@@ -606,10 +598,7 @@ impl<'a> Work<'a> {
             ("HOLDSTILL_ID".into(), self.id.clone()),
             ("HOLDSTILL_PHASE".into(), phase.as_str().into()),
             ("HOLDSTILL_LABEL".into(), self.spec.label.clone()),
-            (
-                "HOLDSTILL_REQUIRE".into(),
-                level_text(survey::required(&self.settings, &self.spec)).into(),
-            ),
+            ("HOLDSTILL_REQUIRE".into(), level_text(survey::required(&self.settings, &self.spec)).into()),
             ("HOLDSTILL_MOUNTS".into(), mounts.join("\n")),
             ("HOLDSTILL_MAX_HOLD_SECONDS".into(), self.max_hold().as_secs().to_string()),
         ]);
@@ -710,13 +699,7 @@ impl<'a> Work<'a> {
                         step.reason.clone_from(&message);
                         step.hint = STUCK_HINT.into();
                     });
-                    self.publisher.problem(problem(
-                        Severity::Warning,
-                        "FREEZE_STUCK",
-                        name,
-                        &message,
-                        STUCK_HINT,
-                    ));
+                    self.publisher.problem(problem(Severity::Warning, "FREEZE_STUCK", name, &message, STUCK_HINT));
                     stuck.push(message);
                 }
             }
@@ -757,11 +740,8 @@ impl<'a> Work<'a> {
             self.publisher.edit(|r| r.set_consistency(level));
         }
         if level < required {
-            let message = format!(
-                "{} consistency was required, and only {} is proven",
-                level_text(required),
-                level_text(level)
-            );
+            let message =
+                format!("{} consistency was required, and only {} is proven", level_text(required), level_text(level));
             end.breaches.push(problem(Severity::Refusal, "DATABASE_NOT_PROVEN", "", &message, "take a new snapshot"));
         }
     }
@@ -884,9 +864,7 @@ fn unprepared(error: &PrepareError) -> Refusal {
             "find who froze it (another backup agent? a script that died?); `fsfreeze -u` undoes it by hand",
         ),
         PrepareError::Stuck { .. } => ("FOREIGN_FREEZE", "its device does not answer: see the kernel log"),
-        PrepareError::Receipt { .. } => {
-            ("RECEIPT_UNUSABLE", "remove it, or set `enabled = false` in [receipt]")
-        }
+        PrepareError::Receipt { .. } => ("RECEIPT_UNUSABLE", "remove it, or set `enabled = false` in [receipt]"),
         PrepareError::Vanished { .. } => ("MOUNT_CHANGED", "mounts changed meanwhile: try again"),
         PrepareError::Open { .. } => ("MOUNT_UNUSABLE", "exclude it in [filesystems] if it need not be held"),
         PrepareError::Guard { .. } => ("MOUNT_UNUSABLE", "see `ulimit -u` and the memory left"),
@@ -904,4 +882,3 @@ fn freeze_failed(error: &FreezeError) -> End {
     };
     End::failed(error.to_string(), hint)
 }
-
