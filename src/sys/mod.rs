@@ -2,4 +2,6 @@
 #![expect(unsafe_code, reason = "this is the room for it; every block says why and why it is sound")]
 
 pub mod clock;
+pub mod notify;
+pub mod peer;
 pub mod process;
