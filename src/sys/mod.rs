@@ -3,5 +3,7 @@
 
 pub mod clock;
 pub mod credentials;
+pub mod notify;
+pub mod peer;
 pub mod process;
 pub mod sockets;
