@@ -3,7 +3,11 @@
 
 use std::{process::Stdio, time::Duration};
 
-use crate::lab::{Lab, Type, command, finish, now, until};
+use crate::lab::{
+    Lab, Type, command,
+    database::{Durability, Engine},
+    finish, now, until,
+};
 
 facts! {
     the_root_of_a_world_cannot_be_frozen,
@@ -12,6 +16,8 @@ facts! {
     ext4_xfs_and_btrfs_freeze_and_thaw within 60,
     the_reaper_thaws_what_a_fact_left_frozen,
     a_copy_taken_while_frozen_needs_no_recovery,
+    what_postgresql_acknowledged_durably_is_in_a_copy within 90,
+    what_mariadb_acknowledged_durably_is_in_a_copy within 90,
 }
 
 fn the_root_of_a_world_cannot_be_frozen(_: &Lab) {
@@ -75,4 +81,30 @@ fn a_copy_taken_while_frozen_needs_no_recovery(lab: &Lab) {
     assert!(fs.thaw_by_others());
     assert!(!crate::lab::disk::needs_recovery(&copy), "a frozen ext4 is clean");
     writer.assert_writable_within(Duration::from_secs(2));
+}
+
+fn what_postgresql_acknowledged_durably_is_in_a_copy(lab: &Lab) {
+    a_copy_has_the_ledger(lab, Engine::Postgresql);
+}
+
+fn what_mariadb_acknowledged_durably_is_in_a_copy(lab: &Lab) {
+    a_copy_has_the_ledger(lab, Engine::Mariadb);
+}
+
+/// Durable commits survive a bare freeze; what only a hold can save is for the database tests to show.
+fn a_copy_has_the_ledger(lab: &Lab, engine: Engine) {
+    let fs = lab.fs_at(Type::Ext4, "/mnt/db".as_ref(), 512);
+    let server = lab.server(engine, &fs, Durability::Full);
+    let ledger = server.ledger();
+    assert!(until(Duration::from_secs(20), || ledger.progress().count > 50));
+    fs.freeze_by_others();
+    ledger.assert_blocked();
+    let acknowledged = ledger.progress().count;
+    let copy = fs.copy();
+    assert!(fs.thaw_by_others());
+    ledger.assert_writable_within(Duration::from_secs(5));
+    let copied = lab.mount_copy(Type::Ext4, &copy);
+    let recovered = lab.serve(engine, &copied.mount.join("data"), Durability::Full);
+    let rows = recovered.ledger_rows();
+    assert!(rows >= acknowledged, "{acknowledged} were acknowledged, {rows} are in the copy");
 }

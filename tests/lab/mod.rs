@@ -15,9 +15,10 @@
 //! A fact panics to fail, and calls [`Lab::skip`] when it cannot be run here. What is noticed too late to panic (in a
 //! `Drop`) is noted with [`Lab::trouble`] and fails the fact at its end.
 
-//DAEMON
-//DATABASE
+pub mod daemon;
+pub mod database;
 pub mod disk;
+pub mod grpc;
 pub mod harness;
 pub mod process;
 pub mod reaper;
@@ -32,7 +33,7 @@ use std::{
     time::Duration,
 };
 
-//USED
+pub use daemon::{Answer, Daemon};
 pub use disk::{Fs, Type};
 pub use holdstill::sys::clock::monotonic as now;
 pub use process::{command, finish, until};
@@ -76,6 +77,9 @@ pub fn main(facts: &[&'static [Fact]]) -> ExitCode {
         ["--lab-init", dir, name] => world::init(Path::new(dir), name),
         ["--lab-fact", name] => harness::run_fact(&facts, name),
         ["--lab-writer", file, progress] => writer::write_forever(Path::new(file), Path::new(progress)),
+        ["--lab-ledger", engine, socket, progress] => {
+            database::ledger_forever(engine, Path::new(socket), Path::new(progress))
+        }
         _ => harness::main(&facts, &args),
     }
 }

@@ -63,7 +63,8 @@ pub fn tool(command: &mut Command) -> String {
     let status = finish(&mut child, Duration::from_secs(60));
     assert!(
         status.is_some_and(|s| s.success()),
-        "{command:?} ended with {status:?}: {}",
+        "{command:?} ended with {status:?}: {}{}",
+        out.join().expect("it only reads"),
         if status.is_some() { err.join().expect("it only reads") } else { "not within 60 s".to_owned() }
     );
     out.join().expect("it only reads")
