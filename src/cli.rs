@@ -262,7 +262,7 @@ pub struct Verify {
     /// The caller's record of the hold: what `freeze --json`, `thaw --json` or `run --report` wrote
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// Roots of the file systems of the copy [default: /]
+    /// Roots of the file systems of the copy [default: every local file system mounted here]
     pub dirs: Vec<PathBuf>,
 }
 

@@ -21,7 +21,10 @@ use tokio::{
 
 use crate::{
     config::Settings,
-    door::{self, entrance::Entrance},
+    door::{
+        self,
+        entrance::{Entrance, Health},
+    },
     hold::{Ask, Handle, driver::Driver, history::History, report::Publisher, survey::Surroundings},
     proto::Phase,
     rescue, sys,
@@ -106,7 +109,7 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
     let connections = bound.socket.connections(Arc::new(settings.access.clone())).map_err(Error::Serve)?;
     let entrance = Entrance::new(handle.clone()).await.map_err(Error::Serve)?;
     let driving = tokio::spawn(driver.run());
-    tokio::spawn(keep_health(entrance.clone(), serving));
+    tokio::spawn(keep_health(entrance.health(), serving));
     tokio::spawn(keep_status(handle.clone()));
     let (stop, stopped) = oneshot::channel::<()>();
     let doors = tokio::spawn(entrance.serve(connections, async {
@@ -144,10 +147,10 @@ async fn asked_to_stop(handle: &Handle) {
     }
 }
 
-async fn keep_health(entrance: Entrance, mut serving: watch::Receiver<bool>) {
+async fn keep_health(health: Health, mut serving: watch::Receiver<bool>) {
     while serving.changed().await.is_ok() {
         let serving = *serving.borrow_and_update();
-        entrance.set_serving(serving).await;
+        health.set_serving(serving).await;
     }
 }
 

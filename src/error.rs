@@ -134,8 +134,27 @@ impl From<Refusal> for Status {
         if !refusal.hint.is_empty() {
             metadata.insert("hint".to_owned(), bounded(&refusal.hint, TEXT_LIMIT));
         }
-        let details = ErrorDetails::with_error_info(refusal.reason, DOMAIN, metadata);
-        Status::with_error_details(grpc_code(refusal.kind), bounded(&refusal.message, TEXT_LIMIT), details)
+        let message = bounded(&refusal.message, TEXT_LIMIT);
+        let mut details = ErrorDetails::with_error_info(refusal.reason, DOMAIN, metadata);
+        match refusal.kind {
+            RefusalKind::InvalidArgument | RefusalKind::OutOfRange => {
+                let (field, what) = message.split_once(": ").unwrap_or(("", &message));
+                details.add_bad_request_violation(bounded(field, 256), what);
+            }
+            RefusalKind::AlreadyExists | RefusalKind::FailedPrecondition => {
+                let subject = bounded(&refusal.hold_id, 64);
+                details.add_precondition_failure_violation(refusal.reason, subject, message.as_str());
+            }
+            RefusalKind::ResourceExhausted | RefusalKind::Unavailable => {
+                details.set_retry_info(Some(std::time::Duration::from_secs(1)));
+            }
+            RefusalKind::Aborted
+            | RefusalKind::DeadlineExceeded
+            | RefusalKind::NotFound
+            | RefusalKind::PermissionDenied
+            | RefusalKind::Cancelled => {}
+        }
+        Status::with_error_details(grpc_code(refusal.kind), message, details)
     }
 }
 
@@ -144,7 +163,7 @@ fn bounded(text: &str, limit: usize) -> String {
     if text.len() <= limit {
         return text.to_owned();
     }
-    let mut end = limit - "…".len();
+    let mut end = limit.saturating_sub("…".len());
     while !text.is_char_boundary(end) {
         end -= 1;
     }

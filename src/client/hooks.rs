@@ -47,6 +47,7 @@ fn failure(error: &hook::Error) -> Failure {
         hook::Error::Directory { .. } => (RefusalKind::FailedPrecondition, reason::LOCAL, String::new()),
         hook::Error::Unusable { hint, .. } => (RefusalKind::FailedPrecondition, "HOOK_UNUSABLE", hint.clone()),
         hook::Error::Start { .. }
+        | hook::Error::Panicked { .. }
         | hook::Error::Exit { .. }
         | hook::Error::Killed { .. }
         | hook::Error::TimedOut { .. } => (RefusalKind::Aborted, "STEP_FAILED", String::new()),
@@ -241,9 +242,10 @@ impl Tried {
                     hook::Error::Exit { ran, .. }
                     | hook::Error::Killed { ran, .. }
                     | hook::Error::TimedOut { ran, .. } => (Some(*ran), Some(text)),
-                    hook::Error::Directory { .. } | hook::Error::Unusable { .. } | hook::Error::Start { .. } => {
-                        (None, Some(text))
-                    }
+                    hook::Error::Directory { .. }
+                    | hook::Error::Unusable { .. }
+                    | hook::Error::Panicked { .. }
+                    | hook::Error::Start { .. } => (None, Some(text)),
                 }
             }
         };

@@ -11,6 +11,7 @@ pub mod hooks;
 pub mod live;
 pub mod show;
 pub mod stdio;
+pub mod testimony;
 #[cfg(test)]
 mod tests;
 

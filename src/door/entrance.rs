@@ -24,7 +24,7 @@ use tower::{Service, ServiceExt as _, util::BoxCloneService};
 use super::{
     access::{self, Peer},
     delivery::{self, Answer},
-    grpc::{Grpc, status_of},
+    grpc::Grpc,
 };
 use crate::{
     hold::{Handle, Refusal, RefusalKind},
@@ -48,7 +48,7 @@ pub struct Entrance {
 }
 
 impl Entrance {
-    /// Health says SERVING until [`Entrance::set_serving`] says otherwise.
+    /// Health says SERVING until [`Health::set_serving`] says otherwise.
     ///
     /// # Errors
     /// /proc is not mounted: no instance id can be drawn.
@@ -68,16 +68,13 @@ impl Entrance {
             reflection: BoxCloneService::new(reflection),
             reporter,
         };
-        entrance.set_serving(true).await;
+        entrance.health().set_serving(true).await;
         Ok(entrance)
     }
 
-    /// What health answers. False only while there is no warden, never because something is held.
-    pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for name in ["", <HoldstillServiceServer<Grpc>>::NAME] {
-            self.reporter.set_service_status(name, status).await;
-        }
+    /// What health answers, to be changed while serving.
+    pub fn health(&self) -> Health {
+        Health(self.reporter.clone())
     }
 
     /// Serves every connection of `incoming` until `stop` resolves and the calls then open have ended. Hold and
@@ -107,6 +104,20 @@ impl Entrance {
     }
 }
 
+/// What grpc.health.v1 answers. Cheap to clone.
+#[derive(Clone)]
+pub struct Health(HealthReporter);
+
+impl Health {
+    /// False only while there is no warden, never because something is held.
+    pub async fn set_serving(&self, serving: bool) {
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for name in ["", <HoldstillServiceServer<Grpc>>::NAME] {
+            self.0.set_service_status(name, status).await;
+        }
+    }
+}
+
 impl Service<Request<Body>> for Entrance {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -119,7 +130,7 @@ impl Service<Request<Body>> for Entrance {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let path = request.uri().path();
         if let Err(refusal) = access::permit(request.extensions().get::<Peer>(), path) {
-            return Box::pin(std::future::ready(Ok(status_of(refusal).into_http())));
+            return Box::pin(std::future::ready(Ok(tonic::Status::from(refusal).into_http())));
         }
         let service = self.meant_by(path);
         Box::pin(async move { service.oneshot(request).await.map(explained).map(delivery::guard) })
@@ -138,5 +149,5 @@ fn explained(response: http::Response<Body>) -> http::Response<Body> {
             .hint("compare your copy of holdstill.proto with the server's (reflection is on)"),
         _ => return response,
     };
-    status_of(refusal).into_http()
+    tonic::Status::from(refusal).into_http()
 }

@@ -14,7 +14,7 @@ use tokio_stream::{
 };
 use tonic::Status;
 
-use super::grpc::{fitted, status_of};
+use super::grpc::fitted;
 use crate::{
     hold::{
         Handle, Lease, Refusal,
@@ -48,7 +48,7 @@ impl Changes {
     fn of(published: &Published) -> Self {
         Changes {
             events: BroadcastStream::new(published.events()),
-            standing: WatchStream::from_changes(published.standing.clone()),
+            standing: WatchStream::from_changes(published.changes()),
             published: published.clone(),
             seen: 0,
         }
@@ -127,7 +127,7 @@ impl Stream for Watching {
                 }
                 Change::Over => {
                     self.over = true;
-                    return Poll::Ready(Some(Err(status_of(Refusal::stopping()))));
+                    return Poll::Ready(Some(Err(Status::from(Refusal::stopping()))));
                 }
             }
         }
@@ -207,7 +207,7 @@ impl Holding {
             }
             Err(refusal) => {
                 self.state = State::Over;
-                Poll::Ready(Some(Err(status_of(refusal))))
+                Poll::Ready(Some(Err(Status::from(refusal))))
             }
         }
     }
@@ -236,7 +236,7 @@ impl Holding {
                 }
                 Change::Over => {
                     self.state = State::Over;
-                    return Poll::Ready(Some(Err(status_of(Refusal::stopping()))));
+                    return Poll::Ready(Some(Err(Status::from(Refusal::stopping()))));
                 }
             }
         }

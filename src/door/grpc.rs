@@ -6,7 +6,6 @@ use std::{io, pin::Pin};
 use prost::Message as _;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
-use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{
     access::Peer,
@@ -55,8 +54,8 @@ impl HoldstillService for Grpc {
     type WatchStream = Streamed<WatchResponse>;
 
     async fn check(&self, request: Request<CheckRequest>) -> Answer<CheckResponse> {
-        let spec = input::spec(request.into_inner().spec).map_err(status_of)?;
-        let mut answer = self.handle.check(spec).await.map_err(status_of)?;
+        let spec = input::spec(request.into_inner().spec).map_err(Status::from)?;
+        let mut answer = self.handle.check(spec).await.map_err(Status::from)?;
         answer.plan = answer.plan.map(|plan| fitted(plan, REPORT_MAX));
         Ok(Response::new(answer))
     }
@@ -64,8 +63,8 @@ impl HoldstillService for Grpc {
     async fn freeze(&self, request: Request<FreezeRequest>) -> Answer<FreezeResponse> {
         let caller = caller(&request);
         let FreezeRequest { id, spec } = request.into_inner();
-        let (id, spec) = input::hold(id, spec).map_err(status_of)?;
-        let (report, lease) = self.handle.freeze(id, spec, caller).await.map_err(status_of)?;
+        let (id, spec) = input::hold(id, spec).map_err(Status::from)?;
+        let (report, lease) = self.handle.freeze(id, spec, caller).await.map_err(Status::from)?;
         let mut response = Response::new(FreezeResponse { report: Some(fitted(report, REPORT_MAX)) });
         response.extensions_mut().insert(Undelivered::new(lease));
         Ok(response)
@@ -73,21 +72,21 @@ impl HoldstillService for Grpc {
 
     async fn thaw(&self, request: Request<ThawRequest>) -> Answer<ThawResponse> {
         let ThawRequest { id, snapshot_ref } = request.into_inner();
-        let id = input::named_or_empty(id).map_err(status_of)?;
-        let snapshot_ref = input::snapshot_ref(snapshot_ref).map_err(status_of)?;
-        let mut answer = self.handle.thaw(id, snapshot_ref).await.map_err(status_of)?;
+        let id = input::named_or_empty(id).map_err(Status::from)?;
+        let snapshot_ref = input::snapshot_ref(snapshot_ref).map_err(Status::from)?;
+        let mut answer = self.handle.thaw(id, snapshot_ref).await.map_err(Status::from)?;
         answer.report = answer.report.map(|report| fitted(report, REPORT_MAX));
         Ok(Response::new(answer))
     }
 
     async fn extend(&self, request: Request<ExtendRequest>) -> Answer<ExtendResponse> {
         let ExtendRequest { id, max_hold } = request.into_inner();
-        let id = input::named(id).map_err(status_of)?;
+        let id = input::named(id).map_err(Status::from)?;
         let max_hold = max_hold.ok_or_else(|| {
-            status_of(Refusal::new(RefusalKind::InvalidArgument, "MISSING_DURATION", "max_hold: not given"))
+            Status::from(Refusal::new(RefusalKind::InvalidArgument, "MISSING_DURATION", "max_hold: not given"))
         })?;
-        let max_hold = input::duration("max_hold", &max_hold).map_err(status_of)?;
-        let remaining = self.handle.extend(id, max_hold).await.map_err(status_of)?;
+        let max_hold = input::duration("max_hold", &max_hold).map_err(Status::from)?;
+        let remaining = self.handle.extend(id, max_hold).await.map_err(Status::from)?;
         let remaining = prost_types::Duration::try_from(remaining).expect("a hold lasts no 292 billion years");
         Ok(Response::new(ExtendResponse { remaining: Some(remaining) }))
     }
@@ -95,7 +94,7 @@ impl HoldstillService for Grpc {
     async fn hold(&self, request: Request<HoldRequest>) -> Answer<Self::HoldStream> {
         let caller = caller(&request);
         let HoldRequest { id, spec } = request.into_inner();
-        let (id, spec) = input::hold(id, spec).map_err(status_of)?;
+        let (id, spec) = input::hold(id, spec).map_err(Status::from)?;
         Ok(Response::new(Box::pin(Holding::new(self.handle.clone(), id, spec, caller))))
     }
 
@@ -112,10 +111,10 @@ impl HoldstillService for Grpc {
     }
 
     async fn get_report(&self, request: Request<GetReportRequest>) -> Answer<GetReportResponse> {
-        let id = input::named(request.into_inner().id).map_err(status_of)?;
+        let id = input::named(request.into_inner().id).map_err(Status::from)?;
         match self.handle.published().report(&id) {
             Some(report) => Ok(Response::new(GetReportResponse { report: Some(fitted(report, REPORT_MAX)) })),
-            None => Err(status_of(
+            None => Err(Status::from(
                 Refusal::new(RefusalKind::NotFound, "UNKNOWN_HOLD", format!("no hold `{id}` is known"))
                     .hint("`holdstill history` lists those that are")
                     .about(id),
@@ -124,7 +123,7 @@ impl HoldstillService for Grpc {
     }
 
     async fn list_reports(&self, request: Request<ListReportsRequest>) -> Answer<ListReportsResponse> {
-        let page = page(self.handle.published().reports(), request.get_ref()).map_err(status_of)?;
+        let page = page(self.handle.published().reports(), request.get_ref()).map_err(Status::from)?;
         Ok(Response::new(page))
     }
 
@@ -205,52 +204,6 @@ pub(super) fn fitted(mut report: Report, limit: usize) -> Report {
     report
 }
 
-/// How a refusal travels.
-pub fn status_of(refusal: Refusal) -> Status {
-    let code = match refusal.kind {
-        RefusalKind::InvalidArgument => Code::InvalidArgument,
-        RefusalKind::OutOfRange => Code::OutOfRange,
-        RefusalKind::AlreadyExists => Code::AlreadyExists,
-        RefusalKind::FailedPrecondition => Code::FailedPrecondition,
-        RefusalKind::Aborted => Code::Aborted,
-        RefusalKind::DeadlineExceeded => Code::DeadlineExceeded,
-        RefusalKind::NotFound => Code::NotFound,
-        RefusalKind::ResourceExhausted => Code::ResourceExhausted,
-        RefusalKind::PermissionDenied => Code::PermissionDenied,
-        RefusalKind::Unavailable => Code::Unavailable,
-        RefusalKind::Cancelled => Code::Cancelled,
-    };
-    let (message, id) = (cut(&refusal.message, 1024), cut(&refusal.hold_id, 64));
-    let metadata = [("hold_id".to_owned(), id.clone()), ("hint".to_owned(), cut(&refusal.hint, 512))];
-    let mut details = ErrorDetails::with_error_info(refusal.reason, "holdstill", metadata);
-    match refusal.kind {
-        RefusalKind::InvalidArgument | RefusalKind::OutOfRange => {
-            let (field, what) = message.split_once(": ").unwrap_or(("", &message));
-            details.add_bad_request_violation(field, what);
-        }
-        RefusalKind::AlreadyExists | RefusalKind::FailedPrecondition => {
-            details.add_precondition_failure_violation(refusal.reason, id, message.as_str());
-        }
-        RefusalKind::ResourceExhausted | RefusalKind::Unavailable => {
-            details.set_retry_info(Some(std::time::Duration::from_secs(1)));
-        }
-        RefusalKind::Aborted
-        | RefusalKind::DeadlineExceeded
-        | RefusalKind::NotFound
-        | RefusalKind::PermissionDenied
-        | RefusalKind::Cancelled => {}
-    }
-    Status::with_error_details(code, message, details)
-}
-
-fn cut(text: &str, limit: usize) -> String {
-    if text.len() <= limit {
-        return text.to_owned();
-    }
-    let end = (0..=limit - '…'.len_utf8()).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
-    format!("{}…", &text[..end])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,7 +274,7 @@ mod tests {
         for kind in [RefusalKind::InvalidArgument, RefusalKind::FailedPrecondition, RefusalKind::Unavailable] {
             let refusal =
                 Refusal::new(kind, "STEP_FAILED", "ä".repeat(50 * 1024)).hint("h".repeat(9999)).about("i".repeat(9999));
-            let status = status_of(refusal);
+            let status = Status::from(refusal);
             assert!(status.details().len() <= 4096, "{kind:?}: {}", status.details().len());
             assert!(status.message().ends_with('…'));
             let info = status.get_details_error_info().unwrap();
@@ -331,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_malformed_field_is_named_in_a_bad_request() {
-        let status = status_of(input::named("-".into()).unwrap_err());
+        let status = Status::from(input::named("-".into()).unwrap_err());
         let violations = status.get_details_bad_request().unwrap().field_violations;
         assert_eq!((violations[0].field.as_str(), violations[0].description.as_str()), ("id", "`-` is not an id"));
     }

@@ -153,6 +153,14 @@ pub async fn survey(
     survey.steps.extend(file_systems);
     survey.preflight(settings, surroundings, spec).await;
     survey.note_configuration(settings);
+    if spec.capture_mode() == proto::CaptureMode::LogsAfterThaw {
+        let refusal = Refusal::new(
+            RefusalKind::FailedPrecondition,
+            "CAPTURE_MODE_UNSUPPORTED",
+            "hold with logs captured after the thaw: this version only holds what is captured while held",
+        );
+        survey.refusals.push(refusal.hint("capture every disk while held, or leave --capture out"));
+    }
     survey.judge(settings, spec);
     Ok(survey)
 }

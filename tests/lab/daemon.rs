@@ -45,7 +45,8 @@ impl Lab {
         let run = self.memory_dir("daemon");
         let text = |path: &Path| path.display().to_string();
         let include: Vec<String> = mounts.iter().map(|m| text(m)).collect();
-        let empty = Setup { lab: self, binary: BINARY.into(), config: toml::Table::new(), run, environment: Vec::new() };
+        let empty =
+            Setup { lab: self, binary: BINARY.into(), config: toml::Table::new(), run, environment: Vec::new() };
         let (run, state) = (text(&empty.run.join("run")), text(&empty.run.join("state")));
         let (socket, hooks) = (text(&empty.run.join("run/holdstill.sock")), text(&empty.run.join("hooks.d")));
         empty
@@ -390,7 +391,13 @@ impl Answer {
     /// What it said for people and machines, with `word` in it somewhere.
     pub fn says(&self, word: &str) -> &Answer {
         let said = format!("{}\n{}", self.out, self.err).to_lowercase();
-        assert!(said.contains(&word.to_lowercase()), "{} does not say {word:?}:\n{}\n{}", self.shown, self.out, self.err);
+        assert!(
+            said.contains(&word.to_lowercase()),
+            "{} does not say {word:?}:\n{}\n{}",
+            self.shown,
+            self.out,
+            self.err
+        );
         self
     }
 }

@@ -149,9 +149,9 @@ impl Lab {
 
     fn has(&self, program: &Command) -> bool {
         let dirs = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&dirs).chain([PathBuf::from("/sbin"), PathBuf::from("/usr/sbin")]).any(|d| {
-            d.join(program.get_program()).is_file()
-        })
+        std::env::split_paths(&dirs)
+            .chain([PathBuf::from("/sbin"), PathBuf::from("/usr/sbin")])
+            .any(|d| d.join(program.get_program()).is_file())
     }
 
     /// Mounts a tmpfs.
