@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::mounts;
+use super::{
+    superblocks,
+    tasks::{self, Process},
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Engine {
@@ -80,7 +83,7 @@ pub fn read(root: &Path) -> Found {
     let mut networks: HashMap<PathBuf, Vec<Listener>> = HashMap::new();
     let mut listeners = Vec::new();
     let mut engines = Vec::new();
-    for (engine, pid) in servers(root, &processes(root)) {
+    for (engine, pid) in servers(root, &tasks::processes(root)) {
         let dir = root.join("proc").join(pid.to_string());
         let network = fs::read_link(dir.join("ns/net")).unwrap_or_default();
         let listening = networks.entry(network).or_insert_with(|| read_listening(&dir));
@@ -89,7 +92,7 @@ pub fn read(root: &Path) -> Found {
         let sockets: Vec<PathBuf> = held.map(|listener| listener.path.clone()).collect();
         let namespace = fs::read_link(dir.join("ns/mnt")).ok();
         let elsewhere = own_namespace.is_some() && namespace.is_some() && namespace != own_namespace;
-        let reachable = |path: &&PathBuf| !elsewhere || is_socket(&mounts::under(root, path));
+        let reachable = |path: &&PathBuf| !elsewhere || is_socket(&superblocks::under(root, path));
         listeners.extend(sockets.iter().filter(reachable).map(|path| (engine, path.clone(), Some(pid))));
         let datadir = keeps_data_in_cwd(engine).then(|| fs::read_link(dir.join("cwd")).ok()).flatten();
         engines.push(RunningEngine { engine, pid, datadir, sockets, elsewhere });
@@ -190,29 +193,6 @@ fn keeps_data_in_cwd(engine: Engine) -> bool {
         Engine::Postgresql | Engine::Mysql | Engine::Mariadb | Engine::Redis | Engine::Valkey => true,
         Engine::Mongodb | Engine::Etcd | Engine::Clickhouse | Engine::Cassandra | Engine::Elasticsearch => false,
     }
-}
-
-/// A process by its name, parent and state letter.
-pub(super) struct Process {
-    pub comm: String,
-    pub parent: i32,
-    pub state: u8,
-}
-
-pub(super) fn processes(root: &Path) -> HashMap<i32, Process> {
-    let read = |pid: i32| {
-        let stat = fs::read(root.join("proc").join(pid.to_string()).join("stat")).ok()?;
-        Some((pid, process(&String::from_utf8_lossy(&stat))?))
-    };
-    mounts::pids(root).into_iter().filter_map(read).collect()
-}
-
-/// Decodes the start of /proc/PID/stat; the name may hold spaces and parentheses (proc_pid_stat(5)).
-fn process(stat: &str) -> Option<Process> {
-    let (head, tail) = stat.rsplit_once(')')?;
-    let (_, comm) = head.split_once('(')?;
-    let mut fields = tail.split_ascii_whitespace();
-    Some(Process { comm: comm.into(), state: fields.next()?.bytes().next()?, parent: fields.next()?.parse().ok()? })
 }
 
 /// Servers by pid, lowest first; not their workers, which are children of the same name.

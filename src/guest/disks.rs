@@ -297,7 +297,8 @@ fn aliases(root: &Path) -> BTreeMap<PathBuf, String> {
     let dev = root.join("dev");
     let by = names_in(&dev.join("disk")).into_iter().map(|name| dev.join("disk").join(name));
     let directories = [dev.clone(), dev.join("mapper"), dev.join("md")].into_iter().chain(by);
-    let absolute = |(link, target): (PathBuf, String)| Some((Path::new("/").join(link.strip_prefix(root).ok()?), target));
+    let absolute =
+        |(link, target): (PathBuf, String)| Some((Path::new("/").join(link.strip_prefix(root).ok()?), target));
     directories.flat_map(|dir| links(&dir)).filter_map(absolute).collect()
 }
 
@@ -446,12 +447,9 @@ impl BlockGraph {
                 }
                 None => self.by_source(&superblock.source).map(|device| device.dev).into_iter().collect(),
             },
-            "bcachefs" => superblock
-                .source
-                .split(':')
-                .filter_map(|part| self.by_source(part))
-                .map(|device| device.dev)
-                .collect(),
+            "bcachefs" => {
+                superblock.source.split(':').filter_map(|part| self.by_source(part)).map(|device| device.dev).collect()
+            }
             _ => self.members(superblock.dev),
         };
         if members.is_empty() {

@@ -99,7 +99,9 @@ impl Dmi {
         match () {
             () if chassis == AZURE_CHASSIS => Platform::Azure,
             () if self.is_aws() => Platform::Aws,
-            () if product == "Google Compute Engine" || self.product_serial.starts_with("GoogleCloud-") => Platform::Gcp,
+            () if product == "Google Compute Engine" || self.product_serial.starts_with("GoogleCloud-") => {
+                Platform::Gcp
+            }
             () if matches!(product, "OpenStack Nova" | "OpenStack Compute") || OPENSTACK_CHASSIS.contains(&chassis) => {
                 Platform::OpenStack
             }

@@ -2,15 +2,15 @@
 //! Called by `plan` while preparing. [`read`] gathers, [`findings`] judges and touches nothing.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use super::{
-    Dev, Guest, databases,
+    Dev, Guest,
     mounts::{self, MountLine},
+    tasks::{self, BlockedTask},
 };
 
 /// journald's and logind's `WatchdogSec=` in the units systemd ships.
@@ -52,7 +52,7 @@ pub struct Target {
 /// Everything read for [`findings`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// tasks that were blocked in both of two samples; see [`blocked_throughout`]
+    /// tasks that were blocked in both of two samples; see [`tasks::blocked_throughout`]
     pub blocked: Vec<BlockedTask>,
     pub btrfs: Vec<BtrfsOperation>,
     pub scrubs: Vec<Scrub>,
@@ -65,20 +65,6 @@ pub struct Facts {
     pub cluster: Vec<(String, i32)>,
     /// block devices served by a process in this guest
     pub user_served: Vec<String>,
-}
-
-/// A thread in uninterruptible sleep.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockedTask {
-    pub pid: i32,
-    pub tid: i32,
-    pub comm: String,
-    /// the kernel function it sleeps in, empty if the kernel does not say
-    pub wchan: String,
-    /// in clock ticks since boot: with `tid` it names a thread for good
-    pub starttime: u64,
-    /// superblocks it is blocked in, if its system call names a descriptor; else those it has open for writing
-    pub on: Vec<Dev>,
 }
 
 /// `/sys/fs/btrfs/FSID/exclusive_operation`: "balance", "device replace" …; "none" is left out.
@@ -121,7 +107,7 @@ pub struct Watchdog {
 
 /// Gathers all but [`Facts::blocked`], which takes two samples. Reads /proc, /sys and systemd's configuration below `root`.
 pub fn read(root: &Path, guest: &Guest) -> Facts {
-    let processes = databases::processes(root);
+    let processes = tasks::processes(root);
     let mut cluster: Vec<(String, i32)> = processes
         .iter()
         .filter(|(_, process)| is_cluster_member(&process.comm))
@@ -187,19 +173,27 @@ pub fn findings(facts: &Facts, deadline: Duration, targets: &[Target]) -> Vec<Fi
     blocked_findings(facts, targets, &mut findings);
     btrfs_findings(facts, targets, &mut findings);
     detector_findings(facts, deadline, &mut findings);
-    findings.extend(facts.cluster.iter().map(|(name, pid)| Finding {
-        severity: Severity::Warning,
-        code: "CLUSTER_FENCING",
-        subject: name.clone(),
-        message: format!("{name} (pid {pid}) may fence or fail over this guest when it stops answering during a hold"),
-        hint: "put the node into maintenance for the hold, or keep the hold shorter than the cluster's token timeout".into(),
+    findings.extend(facts.cluster.iter().map(|(name, pid)| {
+        Finding {
+            severity: Severity::Warning,
+            code: "CLUSTER_FENCING",
+            subject: name.clone(),
+            message: format!(
+                "{name} (pid {pid}) may fence or fail over this guest when it stops answering during a hold"
+            ),
+            hint:
+                "put the node into maintenance for the hold, or keep the hold shorter than the cluster's token timeout"
+                    .into(),
+        }
     }));
     for target in targets {
         findings.extend(target.devices.iter().filter(|name| facts.user_served.contains(name)).map(|name| Finding {
             severity: Severity::Warning,
             code: "USER_SERVED_DEVICE",
             subject: target.name.display().to_string(),
-            message: format!("{name} may be served by a process of this guest, which must not need a frozen file system"),
+            message: format!(
+                "{name} may be served by a process of this guest, which must not need a frozen file system"
+            ),
             hint: "exclude the file system if its server runs here".into(),
         }));
     }
@@ -208,24 +202,25 @@ pub fn findings(facts: &Facts, deadline: Duration, targets: &[Target]) -> Vec<Fi
 }
 
 fn blocked_findings(facts: &Facts, targets: &[Target], findings: &mut Vec<Finding>) {
-    for task in &facts.blocked {
-        for target in targets.iter().filter(|target| task.on.contains(&target.dev)) {
-            let place = if task.wchan.is_empty() { String::new() } else { format!(" in {}", task.wchan) };
-            findings.push(Finding {
-                severity: Severity::Refusal,
-                code: "TASK_BLOCKED",
-                subject: target.name.display().to_string(),
-                message: format!(
-                    "{} (pid {}, thread {}) has been blocked{place} with a file open for writing on {}; a freeze would \
-                     wait for it and could not be cancelled",
-                    task.comm,
-                    task.pid,
-                    task.tid,
-                    target.name.display()
-                ),
-                hint: "find out what it waits for (a dead NFS server, a failing disk, a file system already frozen)".into(),
-            });
-        }
+    for target in targets {
+        let tasks: Vec<&BlockedTask> = facts.blocked.iter().filter(|task| task.on.contains(&target.dev)).collect();
+        let Some(first) = tasks.first() else { continue };
+        let others = match tasks.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        let place = if first.wchan.is_empty() { String::new() } else { format!(" in {}", first.wchan) };
+        let name = target.name.display();
+        findings.push(Finding {
+            severity: Severity::Refusal,
+            code: "TASK_BLOCKED",
+            subject: name.to_string(),
+            message: format!(
+                "{} (pid {}, thread {}){others} is blocked{place} using {name}: a freeze would wait for it, uncancellable",
+                first.comm, first.pid, first.tid
+            ),
+            hint: "find out what it waits for: a failing disk, a dead server, a file system somebody froze".into(),
+        });
     }
 }
 
@@ -238,11 +233,14 @@ fn btrfs_findings(facts: &Facts, targets: &[Target], findings: &mut Vec<Finding>
                 (Severity::Note, "nothing to do: a paused balance writes nothing".to_string())
             } else {
                 let name = target.name.display();
-                (Severity::Refusal, match running.operation.as_str() {
-                    "balance" => format!("btrfs balance pause {name}"),
-                    "device replace" => format!("btrfs replace cancel {name}, or wait for it to end"),
-                    _ => "wait for it to end".into(),
-                })
+                (
+                    Severity::Refusal,
+                    match running.operation.as_str() {
+                        "balance" => format!("btrfs balance pause {name}"),
+                        "device replace" => format!("btrfs replace cancel {name}, or wait for it to end"),
+                        _ => "wait for it to end".into(),
+                    },
+                )
             };
             findings.push(Finding {
                 severity,
@@ -329,118 +327,6 @@ fn detector_findings(facts: &Facts, deadline: Duration, findings: &mut Vec<Findi
             hint: "hold for less than 3 minutes".into(),
         });
     }
-}
-
-// --- tasks ---------------------------------------------------------------------------------------------------------
-
-/// Threads in uninterruptible sleep now. Of each, only files that never wait for it are read (not `cmdline`, not `maps`).
-pub fn blocked_tasks(root: &Path) -> Vec<BlockedTask> {
-    let mut blocked = Vec::new();
-    let mut own = None;
-    for pid in mounts::pids(root) {
-        let process = root.join("proc").join(pid.to_string());
-        for entry in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
-            let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
-            let Some((comm, b'D', starttime)) = task(&String::from_utf8_lossy(&stat)) else { continue };
-            let Some(tid) = entry.file_name().to_str().and_then(|tid| tid.parse().ok()) else { continue };
-            let own = own.get_or_insert_with(|| mounts::read(root).unwrap_or_default());
-            let wchan = fs::read_to_string(entry.path().join("wchan")).unwrap_or_default();
-            let on = blocked_on(&process, &entry.path(), own);
-            let wchan = if wchan.trim() == "0" { String::new() } else { wchan.trim().to_string() };
-            blocked.push(BlockedTask { pid, tid, comm, wchan, starttime, on });
-        }
-    }
-    blocked
-}
-
-/// Those that were blocked in both samples; take them at least two seconds apart. A thread that ran in between is counted
-/// as blocked throughout: it is slow enough to be said.
-pub fn blocked_throughout(first: &[BlockedTask], second: &[BlockedTask]) -> Vec<BlockedTask> {
-    let before: BTreeSet<(i32, u64)> = first.iter().map(|task| (task.tid, task.starttime)).collect();
-    second.iter().filter(|task| before.contains(&(task.tid, task.starttime))).cloned().collect()
-}
-
-/// Name, state and start time of /proc/TID/stat.
-fn task(stat: &str) -> Option<(String, u8, u64)> {
-    let (head, tail) = stat.rsplit_once(')')?;
-    let (_, comm) = head.split_once('(')?;
-    let mut fields = tail.split_ascii_whitespace();
-    let state = fields.next()?.bytes().next()?;
-    // Field 22 of the whole line; the state was field 3.
-    Some((comm.into(), state, fields.nth(18)?.parse().ok()?))
-}
-
-/// The superblocks behind the descriptor its system call was given, or behind all it has open for writing.
-fn blocked_on(process: &Path, task: &Path, own: &[MountLine]) -> Vec<Dev> {
-    let called_with = fs::read_to_string(task.join("syscall")).ok().and_then(|text| descriptor_of_call(&text));
-    let descriptors: Vec<Descriptor> = match called_with {
-        Some(fd) => read_descriptor(&process.join("fdinfo").join(fd.to_string())).into_iter().collect(),
-        None => fs::read_dir(process.join("fdinfo"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| read_descriptor(&entry.path()))
-            .filter(|descriptor| descriptor.writable)
-            .collect(),
-    };
-    let mut theirs = None;
-    let mut on: Vec<Dev> = Vec::new();
-    for descriptor in descriptors {
-        let line = mounts::by_mount_id(own, descriptor.mount_id).cloned().or_else(|| {
-            let theirs = theirs.get_or_insert_with(|| {
-                mounts::parse_bytes(&fs::read(process.join("mountinfo")).unwrap_or_default())
-            });
-            mounts::by_mount_id(theirs, descriptor.mount_id).cloned()
-        });
-        on.extend(line.map(|line| line.dev).filter(|dev| !on.contains(dev)));
-    }
-    on
-}
-
-struct Descriptor {
-    mount_id: u64,
-    writable: bool,
-}
-
-fn read_descriptor(fdinfo: &Path) -> Option<Descriptor> {
-    descriptor(&fs::read_to_string(fdinfo).ok()?)
-}
-
-/// Decodes /proc/PID/fdinfo/FD: `flags:` is octal, its two lowest bits O_ACCMODE (proc_pid_fdinfo(5)).
-fn descriptor(text: &str) -> Option<Descriptor> {
-    let field = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
-    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
-    Some(Descriptor { mount_id: field("mnt_id:")?.parse().ok()?, writable: flags & 3 != 0 })
-}
-
-/// The descriptor a blocked system call was given as its first argument, if it is one of those that wait for storage:
-/// /proc/TID/syscall is "number 0xargument …", "running", or "-1 …" for a page fault.
-fn descriptor_of_call(text: &str) -> Option<i32> {
-    use nix::libc::{
-        SYS_fallocate, SYS_fdatasync, SYS_fsync, SYS_ftruncate, SYS_ioctl, SYS_pread64, SYS_preadv, SYS_pwrite64,
-        SYS_pwritev, SYS_pwritev2, SYS_read, SYS_readv, SYS_syncfs, SYS_write, SYS_writev,
-    };
-    let mut fields = text.split_ascii_whitespace();
-    let number = fields.next()?.parse().ok()?;
-    let calls = [
-        SYS_write,
-        SYS_writev,
-        SYS_pwrite64,
-        SYS_pwritev,
-        SYS_pwritev2,
-        SYS_read,
-        SYS_readv,
-        SYS_pread64,
-        SYS_preadv,
-        SYS_fsync,
-        SYS_fdatasync,
-        SYS_syncfs,
-        SYS_ftruncate,
-        SYS_fallocate,
-        SYS_ioctl,
-    ];
-    let argument = fields.next()?.strip_prefix("0x")?;
-    calls.contains(&number).then(|| i32::try_from(u64::from_str_radix(argument, 16).ok()?).ok()).flatten()
 }
 
 // --- btrfs ---------------------------------------------------------------------------------------------------------
@@ -532,7 +418,7 @@ fn watchdogs(root: &Path) -> Vec<Watchdog> {
 /// Who has which `/dev/watchdog*` open: among PID 1 and the programs made to feed one.
 fn feeders(root: &Path) -> Vec<(String, i32, String)> {
     let mut feeders = Vec::new();
-    let mut processes: Vec<_> = databases::processes(root).into_iter().collect();
+    let mut processes: Vec<_> = tasks::processes(root).into_iter().collect();
     processes.sort_by_key(|(pid, _)| *pid);
     for (pid, process) in processes {
         let known = ["watchdog", "wd_keepalive", "sbd", "watchdog-mux", "wdmd", "corosync", "patroni"];
@@ -574,7 +460,9 @@ fn runtime_watchdog(root: &Path) -> Option<Duration> {
 }
 
 fn watchdog_setting(text: &str) -> Option<&str> {
-    text.lines().filter_map(|line| Some(line.trim().strip_prefix("RuntimeWatchdogSec")?.trim_start().strip_prefix('=')?.trim())).next_back()
+    text.lines()
+        .filter_map(|line| Some(line.trim().strip_prefix("RuntimeWatchdogSec")?.trim_start().strip_prefix('=')?.trim()))
+        .next_back()
 }
 
 /// systemd.time(7), as far as a watchdog needs it; bare numbers are seconds. `None`: off, or the driver's default.
@@ -593,7 +481,7 @@ fn is_cluster_member(comm: &str) -> bool {
 
 /// nbd, ublk: a process answers for them, often one of this very guest.
 fn is_user_served(name: &str) -> bool {
-    ["nbd", "ublkb"].iter().any(|prefix| {
-        name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-    })
+    ["nbd", "ublkb"]
+        .iter()
+        .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))
 }

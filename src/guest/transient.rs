@@ -7,10 +7,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::{
-        fd::AsRawFd,
-        unix::fs::OpenOptionsExt,
-    },
+    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -56,7 +53,8 @@ impl Verdict {
 /// A verdict for every superblock. `configured` are mount points the administrator calls transient.
 pub fn classify(superblocks: &[Superblock], graph: &BlockGraph, configured: &[PathBuf]) -> BTreeMap<Dev, Verdict> {
     let by_dev = superblocks.iter().map(|s| (s.dev, s)).collect();
-    let mut judge = Judge { by_dev, graph, configured: configured.iter().map(|p| tidy(p)).collect(), known: BTreeMap::new() };
+    let mut judge =
+        Judge { by_dev, graph, configured: configured.iter().map(|p| tidy(p)).collect(), known: BTreeMap::new() };
     superblocks.iter().map(|s| (s.dev, judge.verdict(Node::Superblock(s.dev)))).collect()
 }
 
@@ -128,7 +126,9 @@ impl Judge<'_> {
 
 /// What a device says about itself.
 fn of_identity(device: &BlockDevice) -> Option<Verdict> {
-    let say = |durability, source, value: &str| Some(Verdict::because(durability, source, format!("{}: {value}", device.name)));
+    let say = |durability, source, value: &str| {
+        Some(Verdict::because(durability, source, format!("{}: {value}", device.name)))
+    };
     if device.memory {
         return Some(Verdict::because(Durability::Transient, "memory", device.name.clone()));
     }
@@ -200,9 +200,9 @@ fn combine(parts: Vec<Verdict>) -> Verdict {
 /// open(2) and fstatvfs(3); `ESTALE` if something else is mounted there by now.
 pub fn used_bytes(superblock: &Superblock) -> io::Result<Option<u64>> {
     let local = matches!(superblock.kind, Kind::Freezable | Kind::FlushOnly | Kind::Memory);
-    let Some(mount) = superblock.open_at.as_ref().filter(|_| {
-        local && superblock.below.is_none() && superblock.namespace.is_none()
-    }) else {
+    let Some(mount) =
+        superblock.open_at.as_ref().filter(|_| local && superblock.below.is_none() && superblock.namespace.is_none())
+    else {
         return Ok(None);
     };
     let file = fs::OpenOptions::new()
