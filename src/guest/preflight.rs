@@ -41,8 +41,6 @@ pub struct Target {
     pub fs_type: String,
     /// a mount point, for people
     pub name: PathBuf,
-    /// every mount point
-    pub mounts: Vec<PathBuf>,
     /// UUID, as /sys/fs names it
     pub uuid: Option<String>,
     /// kernel names of the block devices below it
@@ -153,7 +151,6 @@ pub fn targets(guest: &Guest, set: &[Dev]) -> Vec<Target> {
                 .map(|mount| mount.path.clone())
                 .or_else(|| superblock.mounts.first().cloned())
                 .unwrap_or_default(),
-            mounts: superblock.mounts.clone(),
             uuid: guest.disks.uuid(superblock.dev).map(str::to_string),
             devices: guest
                 .disks
@@ -484,4 +481,149 @@ fn is_user_served(name: &str) -> bool {
     ["nbd", "ublkb"]
         .iter()
         .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{self, tests::fixture};
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn dev(text: &str) -> Dev {
+        Dev::parse(text).unwrap()
+    }
+
+    fn target(name: &str, dev_text: &str, fs_type: &str, uuid: &str) -> Target {
+        Target {
+            dev: dev(dev_text),
+            fs_type: fs_type.into(),
+            name: name.into(),
+            uuid: Some(uuid.into()),
+            devices: vec!["vdb".into()],
+        }
+    }
+
+    fn data() -> Target {
+        target("/data", "0:40", "btrfs", "0f8b8c1e-6f0c-4a57-9c55-3d1f4b6e7a21")
+    }
+
+    fn codes(findings: &[Finding]) -> Vec<(Severity, &str, &str)> {
+        findings.iter().map(|f| (f.severity, f.code, f.subject.as_str())).collect()
+    }
+
+    fn facts() -> Facts {
+        let root = fixture("preflight");
+        read(&root, &guest::read(&root).unwrap())
+    }
+
+    #[test]
+    fn facts_are_read_from_proc_sys_and_systemd() {
+        let facts = facts();
+        assert_eq!(facts.hung_task, HungTask { panics: true, timeout: Some(2 * MINUTE) });
+        assert_eq!(facts.btrfs.len(), 1);
+        assert_eq!(facts.btrfs[0].operation, "balance");
+        assert_eq!(
+            facts.runtime_watchdog,
+            Some(Duration::from_secs(90)),
+            "the last drop-in wins; masked ones don't count"
+        );
+        assert!(facts.journald);
+        assert_eq!(facts.cluster, [("corosync".into(), 210)]);
+        let fed: Vec<_> = facts.watchdogs.iter().map(|w| (w.name.as_str(), w.fed_by.as_ref().map(|f| f.0))).collect();
+        assert_eq!(fed, [("watchdog0", Some(1)), ("watchdog1", Some(220))], "watchdog2 is not running");
+    }
+
+    #[test]
+    fn only_scrubs_that_write_count_and_are_followed_to_their_file_system() {
+        assert_eq!(facts().scrubs, [Scrub { pid: Some(300), what: "/data".into(), on: Some(dev("0:40")) }]);
+        assert_eq!(scrubbed("btrfs\0scrub\0resume\0/dev/vdb\0"), Some("/dev/vdb"));
+        assert_eq!(scrubbed("btrfs\0scrub\0status\0/data\0"), None);
+        assert_eq!(scrubbed("btrfs\0scrub\0start\0--readonly\0/data\0"), None);
+        assert_eq!(scrubbed("btrfs\0-q\0scrub\0start\0-B\0/data\0"), Some("/data"));
+    }
+
+    #[test]
+    fn a_balance_or_scrub_refuses_the_hold_of_that_file_system_and_of_no_other() {
+        let found = findings(&facts(), Duration::from_secs(10), &[data()]);
+        assert_eq!(
+            codes(&found),
+            [
+                (Severity::Refusal, "BTRFS_BUSY", "/data"),
+                (Severity::Refusal, "BTRFS_SCRUB", "/data"),
+                (Severity::Warning, "CLUSTER_FENCING", "corosync"),
+            ]
+        );
+        let others = [
+            target("/other", "0:41", "btrfs", "77777777-6f0c-4a57-9c55-3d1f4b6e7a21"),
+            target("/", "254:0", "ext4", "0f8b8c1e-6f0c-4a57-9c55-3d1f4b6e7a21"),
+        ];
+        let found = findings(&facts(), Duration::from_secs(10), &others);
+        assert!(found.iter().all(|f| f.severity < Severity::Refusal), "{found:#?}");
+    }
+
+    #[test]
+    fn a_paused_balance_is_a_note_and_a_scrub_of_who_knows_what_may_be_of_any_btrfs() {
+        let facts = Facts {
+            btrfs: vec![BtrfsOperation { fsid: data().uuid.unwrap(), operation: "balance paused".into() }],
+            scrubs: vec![Scrub { pid: None, what: "/somewhere".into(), on: None }],
+            ..Facts::default()
+        };
+        let found = findings(&facts, MINUTE, &[data()]);
+        assert_eq!(
+            codes(&found),
+            [(Severity::Refusal, "BTRFS_SCRUB", "/data"), (Severity::Note, "BTRFS_BUSY", "/data")]
+        );
+    }
+
+    #[test]
+    fn tasks_blocked_on_a_target_are_one_refusal_that_counts_them() {
+        let facts = Facts { blocked: tasks::blocked_tasks(&fixture("preflight")), ..Facts::default() };
+        let found = findings(&facts, MINUTE, &[data()]);
+        assert_eq!(codes(&found), [(Severity::Refusal, "TASK_BLOCKED", "/data")]);
+        assert!(found[0].message.contains("(and 1 more)"), "{}", found[0].message);
+        assert_eq!(findings(&facts, MINUTE, &[target("/x", "8:9", "ext4", "")]), []);
+    }
+
+    #[test]
+    fn a_panic_or_reset_that_could_come_before_the_deadline_is_said() {
+        let quiet = |mut facts: Facts| {
+            facts.cluster.clear();
+            facts
+        };
+        assert_eq!(codes(&findings(&quiet(facts()), Duration::from_secs(59), &[])), []);
+        let at = |deadline| findings(&quiet(facts()), deadline, &[]);
+        assert_eq!(codes(&at(MINUTE)), [(Severity::Warning, "WATCHDOG_DEVICE", "watchdog1")]);
+        let long: Vec<&str> = at(3 * MINUTE).iter().map(|f| f.code).collect();
+        assert_eq!(long, ["HUNG_TASK", "RUNTIME_WATCHDOG", "WATCHDOG_DEVICE", "SERVICE_WATCHDOG"]);
+        assert_eq!(at(3 * MINUTE)[0].severity, Severity::Refusal);
+        let mut patient = facts();
+        patient.hung_task.panics = false;
+        assert_eq!(findings(&quiet(patient), 2 * MINUTE, &[]).last().unwrap().severity, Severity::Note);
+    }
+
+    #[test]
+    fn a_device_served_from_user_space_is_worth_a_warning() {
+        let facts = Facts { user_served: vec!["vdb".into()], ..Facts::default() };
+        assert_eq!(codes(&findings(&facts, MINUTE, &[data()])), [(Severity::Warning, "USER_SERVED_DEVICE", "/data")]);
+        assert!(is_user_served("nbd0") && is_user_served("ublkb3") && !is_user_served("nbdx"));
+    }
+
+    #[test]
+    fn systemds_time_spans_are_read_as_systemd_does() {
+        assert_eq!(time_span("30"), Some(Duration::from_secs(30)));
+        assert_eq!(time_span("1min 30s"), Some(Duration::from_secs(90)));
+        assert_eq!([time_span("off"), time_span("default"), time_span("0"), time_span("infinity")], [None; 4]);
+        assert_eq!(watchdog_setting("#RuntimeWatchdogSec=5\nRuntimeWatchdogSec = 7\n"), Some("7"));
+        assert_eq!(watchdog_setting("RuntimeWatchdogSecond=5"), None);
+    }
+
+    #[test]
+    fn targets_name_the_devices_below_them() {
+        let guest = guest::read(&fixture("lvm-on-two-disks")).unwrap();
+        let found = targets(&guest, &[dev("252:0")]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].name, Path::new("/var/lib/postgresql"));
+        assert_eq!(found[0].devices, ["sda", "sdb", "dm-0"]);
+    }
 }

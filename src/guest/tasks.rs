@@ -177,3 +177,67 @@ fn descriptor_of_call(text: &str) -> Option<i32> {
     let argument = fields.next()?.strip_prefix("0x")?;
     calls.contains(&number).then(|| i32::try_from(u64::from_str_radix(argument, 16).ok()?).ok()).flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::tests::fixture;
+
+    fn dev(text: &str) -> Dev {
+        Dev::parse(text).unwrap()
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")] // the fixture's system call numbers are
+    fn a_blocked_thread_is_on_the_file_system_of_its_call_or_on_all_it_writes_to() {
+        let mut blocked = blocked_tasks(&fixture("preflight"));
+        blocked.sort_by_key(|task| task.tid);
+        let [calling, faulting] = &mut blocked[..] else { panic!("{blocked:?}") };
+        assert_eq!((calling.tid, calling.wchan.as_str()), (401, "percpu_rwsem_wait"));
+        assert_eq!(calling.on, [dev("0:40")]);
+        // Descriptor 7 is on NFS, but for reading only.
+        faulting.on.sort();
+        assert_eq!((faulting.wchan.as_str(), &faulting.on[..]), ("", &[dev("0:40"), dev("254:0")][..]));
+    }
+
+    #[test]
+    fn only_a_thread_that_never_ran_in_between_was_blocked_throughout() {
+        let first = blocked_tasks(&fixture("preflight"));
+        assert_eq!((first.len(), first[0].switches), (2, 42));
+        assert_eq!(blocked_throughout(&first, &first).len(), 2);
+        let mut second = first.clone();
+        second[0].switches += 1;
+        second[1].starttime += 1;
+        assert_eq!(blocked_throughout(&first, &second), []);
+    }
+
+    #[test]
+    fn names_with_spaces_and_parentheses_are_names() {
+        let line = "7 (a) b (c)) D 3 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0";
+        assert_eq!(task(line), Some(("a) b (c)".into(), b'D', 4711)));
+        let process = process(line).unwrap();
+        assert_eq!((process.comm.as_str(), process.state, process.parent), ("a) b (c)", b'D', 3));
+        assert!(task("7 (short) D 3").is_none() && process_is_none("garbage"));
+    }
+
+    fn process_is_none(line: &str) -> bool {
+        process(line).is_none()
+    }
+
+    #[test]
+    fn a_running_call_and_a_page_fault_name_no_descriptor() {
+        assert_eq!(descriptor_of_call("running"), None);
+        assert_eq!(descriptor_of_call("-1 0x7ffe 0x7f12"), None);
+        let write = nix::libc::SYS_write;
+        assert_eq!(descriptor_of_call(&format!("{write} 0xa 0x0 0x0 0x0 0x0 0x0 0x0 0x0")), Some(10));
+        assert_eq!(descriptor_of_call(&format!("{write} 0xffffffffffffffff 0x0")), None);
+    }
+
+    #[test]
+    fn this_machines_processes_include_this_one() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        assert!(processes(Path::new("/")).contains_key(&me));
+        let now = blocked_tasks(Path::new("/"));
+        assert!(now.iter().all(|task| task.pid != me));
+    }
+}
