@@ -12,7 +12,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::mounts;
+use super::{
+    superblocks,
+    tasks::{self, Process},
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Engine {
@@ -80,7 +83,7 @@ pub fn read(root: &Path) -> Found {
     let mut networks: HashMap<PathBuf, Vec<Listener>> = HashMap::new();
     let mut listeners = Vec::new();
     let mut engines = Vec::new();
-    for (engine, pid) in servers(root, &processes(root)) {
+    for (engine, pid) in servers(root, &tasks::processes(root)) {
         let dir = root.join("proc").join(pid.to_string());
         let network = fs::read_link(dir.join("ns/net")).unwrap_or_default();
         let listening = networks.entry(network).or_insert_with(|| read_listening(&dir));
@@ -89,7 +92,7 @@ pub fn read(root: &Path) -> Found {
         let sockets: Vec<PathBuf> = held.map(|listener| listener.path.clone()).collect();
         let namespace = fs::read_link(dir.join("ns/mnt")).ok();
         let elsewhere = own_namespace.is_some() && namespace.is_some() && namespace != own_namespace;
-        let reachable = |path: &&PathBuf| !elsewhere || is_socket(&mounts::under(root, path));
+        let reachable = |path: &&PathBuf| !elsewhere || is_socket(&superblocks::under(root, path));
         listeners.extend(sockets.iter().filter(reachable).map(|path| (engine, path.clone(), Some(pid))));
         let datadir = keeps_data_in_cwd(engine).then(|| fs::read_link(dir.join("cwd")).ok()).flatten();
         engines.push(RunningEngine { engine, pid, datadir, sockets, elsewhere });
@@ -192,29 +195,6 @@ fn keeps_data_in_cwd(engine: Engine) -> bool {
     }
 }
 
-/// A process by its name, parent and state letter.
-pub(super) struct Process {
-    pub comm: String,
-    pub parent: i32,
-    pub state: u8,
-}
-
-pub(super) fn processes(root: &Path) -> HashMap<i32, Process> {
-    let read = |pid: i32| {
-        let stat = fs::read(root.join("proc").join(pid.to_string()).join("stat")).ok()?;
-        Some((pid, process(&String::from_utf8_lossy(&stat))?))
-    };
-    mounts::pids(root).into_iter().filter_map(read).collect()
-}
-
-/// Decodes the start of /proc/PID/stat; the name may hold spaces and parentheses (proc_pid_stat(5)).
-fn process(stat: &str) -> Option<Process> {
-    let (head, tail) = stat.rsplit_once(')')?;
-    let (_, comm) = head.split_once('(')?;
-    let mut fields = tail.split_ascii_whitespace();
-    Some(Process { comm: comm.into(), state: fields.next()?.bytes().next()?, parent: fields.next()?.parse().ok()? })
-}
-
 /// Servers by pid, lowest first; not their workers, which are children of the same name.
 fn servers(root: &Path, processes: &HashMap<i32, Process>) -> Vec<(Engine, i32)> {
     let mut servers: Vec<(Engine, i32)> = processes
@@ -266,4 +246,85 @@ fn socket_inodes(dir: &Path) -> HashSet<u64> {
             target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
+    use super::*;
+    use crate::guest::tests::fixture;
+
+    fn socket(engine: Engine, path: &str, pid: Option<i32>) -> Socket {
+        Socket { engine, path: path.into(), pid }
+    }
+
+    #[test]
+    fn listening_sockets_are_found_by_who_holds_them_or_where_they_are() {
+        let found = read(&fixture("databases"));
+        assert_eq!(
+            found.sockets,
+            [
+                socket(Engine::Postgresql, "/run/postgresql/.s.PGSQL.5432", Some(500)),
+                socket(Engine::Postgresql, "/tmp/.s.PGSQL.5433", None),
+                socket(Engine::Mysql, "/srv/second instance/my.sock", Some(610)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_sandboxed_servers_socket_counts_if_this_namespace_shows_it() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["proc", "var"] {
+            symlink(fixture("databases").join(name), root.path().join(name)).unwrap();
+        }
+        std::fs::create_dir_all(root.path().join("run/mysqld")).unwrap();
+        let _listener = UnixListener::bind(root.path().join("run/mysqld/mysqld.sock")).unwrap();
+        let found = read(root.path());
+        assert!(found.sockets.contains(&socket(Engine::Mariadb, "/run/mysqld/mysqld.sock", Some(600))), "{found:#?}");
+    }
+
+    #[test]
+    fn servers_are_counted_not_their_workers_and_engines_we_cannot_hold_are_named() {
+        let found = read(&fixture("databases"));
+        let engines: Vec<(Engine, i32, bool)> = found.engines.iter().map(|e| (e.engine, e.pid, e.elsewhere)).collect();
+        assert_eq!(
+            engines,
+            [
+                (Engine::Postgresql, 500, false),
+                (Engine::Mariadb, 600, true),
+                (Engine::Mysql, 610, false),
+                (Engine::Redis, 700, false),
+                (Engine::Cassandra, 800, false),
+                (Engine::Postgresql, 900, true),
+            ]
+        );
+        assert_eq!(found.engines[0].datadir.as_deref(), Some(Path::new("/var/lib/postgresql/17/main")));
+        assert_eq!(found.engines[4].datadir, None);
+        assert_eq!(found.engines[5].sockets, [Path::new("/var/run/postgresql/.s.PGSQL.5439")], "as it sees it");
+    }
+
+    #[test]
+    fn a_machine_without_proc_has_no_databases() {
+        assert_eq!(read(tempfile::tempdir().unwrap().path()), Found::default());
+    }
+
+    #[test]
+    fn default_paths_are_exact() {
+        let engine = |path| engine_of_default_path(Path::new(path));
+        assert_eq!(engine("/tmp/.s.PGSQL.5432"), Some(Engine::Postgresql));
+        assert_eq!(engine("/tmp/.s.PGSQL.5432.lock"), None);
+        assert_eq!(engine("/run/mysqld/mysqlx.sock"), None);
+        assert_eq!(engine("/var/lib/mysql/mysql.sock"), Some(Engine::Mysql));
+        assert_eq!(engine("/tmp/other.sock"), None);
+    }
+
+    #[test]
+    fn this_machines_sockets_can_be_listed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".s.PGSQL.1");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let listed = read_listening(Path::new("/proc/self"));
+        assert!(listed.iter().any(|listener| listener.path == path), "{listed:?}");
+    }
 }

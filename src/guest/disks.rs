@@ -564,3 +564,170 @@ pub(super) enum Node {
     Superblock(Dev),
     Block(Dev),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{self, Guest, tests::fixture};
+
+    fn guest(name: &str) -> Guest {
+        guest::read(&fixture(name)).unwrap()
+    }
+
+    fn dev(text: &str) -> Dev {
+        Dev::parse(text).unwrap()
+    }
+
+    fn names(guest: &Guest, devs: &[Dev]) -> Vec<String> {
+        devs.iter().map(|dev| guest.disks.devices.get(dev).map_or(dev.to_string(), |d| d.name.clone())).collect()
+    }
+
+    fn leaves(guest: &Guest, superblock: &str) -> Vec<String> {
+        names(guest, &guest.disks.leaves(dev(superblock)))
+    }
+
+    fn edges(guest: &Guest) -> Vec<(String, String)> {
+        guest.lies_on.iter().map(|(inner, outer)| (inner.to_string(), outer.to_string())).collect()
+    }
+
+    #[test]
+    fn a_logical_volume_comes_down_to_its_disks() {
+        let guest = guest("lvm-on-two-disks");
+        assert_eq!(leaves(&guest, "252:0"), ["sda", "sdb"]);
+        assert_eq!(leaves(&guest, "254:1"), ["vda"]);
+        assert_eq!(guest.disks.devices[&dev("254:1")].partition, Some(Partition { disk: dev("254:0"), number: 1 }));
+        let volume = guest.disks.by_source("/dev/mapper/vg0-data").unwrap();
+        assert_eq!(volume.dm, Some(DeviceMapper { name: "vg0-data".into(), uuid: "LVM-bXqCkGRt".into() }));
+        assert_eq!(guest.disks.by_source("/dev/vg0/data").map(|d| d.dev), Some(volume.dev));
+        assert_eq!(guest.disks.by_source("/dev/dm-0").map(|d| d.dev), Some(volume.dev));
+        assert_eq!(guest.disks.by_source("tmpfs"), None);
+        assert_eq!(edges(&guest), []);
+    }
+
+    #[test]
+    fn a_disk_says_who_it_is() {
+        let guest = guest("lvm-on-two-disks");
+        let disk = &guest.disks.by_name("sdb").unwrap();
+        assert_eq!(disk.size_bytes, 20 << 30);
+        let id = &disk.identity;
+        assert_eq!((id.vendor.as_deref(), id.model.as_deref()), (Some("QEMU"), Some("QEMU HARDDISK")));
+        assert_eq!((id.serial.as_deref(), id.wwid.as_deref()), (Some("serial-1"), Some("naa.6001401")));
+        assert_eq!((id.pci.as_deref(), id.scsi.as_deref()), (Some("0000:00:05.0"), Some("0:0:0:1")));
+        let root = guest.disks.disk(dev("254:1")).unwrap();
+        assert_eq!((root.name.as_str(), root.identity.serial.as_deref()), ("vda", Some("root-disk")));
+    }
+
+    #[test]
+    fn uuids_come_from_udev_or_from_links_and_are_not_made_up() {
+        let guest = guest("lvm-on-two-disks");
+        assert_eq!(guest.disks.uuid(dev("254:1")), Some("11111111-2222-3333-4444-555555555555"));
+        assert_eq!(guest.disks.label(dev("254:1")), Some("rootfs"));
+        assert_eq!(guest.disks.uuid(dev("252:0")), Some("6f1f1a1e-8f0b-4f8e-9c1e-0d3f4a5b6c7d"));
+        assert_eq!(guest.disks.uuid(dev("8:0")), None);
+    }
+
+    #[test]
+    fn a_raid_comes_down_to_all_its_legs() {
+        let guest = guest("raid-with-one-transient-leg");
+        assert_eq!(leaves(&guest, "9:0"), ["nvme0n1", "nvme1n1"]);
+        assert_eq!(guest.disks.by_name("md0").unwrap().md_level.as_deref(), Some("raid1"));
+    }
+
+    #[test]
+    fn an_all_zero_nguid_is_none() {
+        let guest = guest("nvme");
+        let nguid = |name| guest.disks.by_name(name).unwrap().identity.nguid.clone();
+        assert_eq!(nguid("nvme0n1").as_deref(), Some("24a0dd40-4dc1-4b26-9af7-1c2a7e5f0d01"));
+        assert_eq!(nguid("nvme1n1"), None);
+        assert!(guest.disks.by_name("zram0").unwrap().memory && guest.disks.by_name("ram0").unwrap().memory);
+    }
+
+    #[test]
+    fn a_file_system_on_a_loop_device_lies_on_the_one_its_file_is_on() {
+        let guest = guest("loop-on-ext4");
+        let expected = [("7:0", "254:0"), ("7:1", "254:0"), ("7:2", "0:25")];
+        assert_eq!(edges(&guest), expected.map(|(inner, outer)| (inner.into(), outer.into())));
+        assert_eq!((leaves(&guest, "7:0"), leaves(&guest, "7:2")), (vec!["vda".into()], vec!["0:25".into()]));
+        let notes: Vec<Dev> = guest.disks.notes.iter().map(|note| note.superblock).collect();
+        assert_eq!(notes, [dev("7:1")], "a deleted file is still on the disk, but say so");
+    }
+
+    #[test]
+    fn loops_on_volumes_on_loops_make_a_chain() {
+        let guest = guest("loop-on-lvm-on-loop");
+        assert_eq!(edges(&guest), [("7:1".into(), "252:0".into()), ("252:0".into(), "254:0".into())]);
+        assert_eq!(leaves(&guest, "7:1"), ["vda"]);
+        let all: Vec<Dev> = guest.superblocks.iter().map(|s| s.dev).collect();
+        let order = guest::order::levels(&all, &guest.lies_on, Some(dev("254:0"))).unwrap();
+        assert_eq!(order, [vec![dev("7:1")], vec![dev("252:0")], vec![dev("254:0")]]);
+    }
+
+    #[test]
+    fn btrfs_is_on_all_its_devices_whichever_its_source_names() {
+        let guest = guest("btrfs-on-two-disks");
+        assert_eq!(names(&guest, &guest.disks.members(dev("0:40"))), ["vdb", "vdc"]);
+        assert_eq!(guest.disks.uuid(dev("0:40")), Some("0f8b8c1e-6f0c-4a57-9c55-3d1f4b6e7a21"));
+        assert_eq!(guest.superblocks.iter().filter(|s| s.fs_type == "btrfs").count(), 1);
+    }
+
+    #[test]
+    fn an_external_journal_is_a_member_too() {
+        let guest = guest("btrfs-on-two-disks");
+        assert_eq!(leaves(&guest, "254:0"), ["vda", "vdd"]);
+    }
+
+    #[test]
+    fn an_external_log_is_a_member_and_one_nobody_knows_is_said() {
+        let mut graph = read(&fixture("nova"));
+        let text = "1 0 254:0 / / rw - xfs /dev/vda rw,attr2,logdev=/dev/vdb,noquota\n\
+                    2 1 254:16 / /x rw - xfs /dev/vdb rw,logdev=/dev/gone\n";
+        let mounts = mounts::parse(text);
+        let superblocks = guest::superblocks::superblocks(&mounts, &[], &|_| true);
+        graph.connect(&superblocks, &mounts);
+        assert_eq!(graph.members(dev("254:0")), [dev("254:0"), dev("254:16")]);
+        assert_eq!(graph.members(dev("254:16")), [dev("254:16")]);
+        assert_eq!(graph.notes.len(), 1);
+        assert!(graph.notes[0].message.contains("/dev/gone"), "{:?}", graph.notes);
+    }
+
+    #[test]
+    fn a_loop_file_that_would_be_on_its_own_file_system_is_of_another_namespace() {
+        let mut graph = read(&fixture("loop-on-ext4"));
+        let mounts = mounts::parse("1 0 7:0 / / rw - ext4 /dev/loop0 rw\n");
+        let superblocks = guest::superblocks::superblocks(&mounts, &[], &|_| true);
+        graph.connect(&superblocks, &mounts);
+        assert_eq!(graph.lies_on(&superblocks), []);
+        assert!(graph.notes[0].message.contains("another mount namespace"), "{:?}", graph.notes);
+    }
+
+    #[test]
+    fn an_overlay_lies_on_its_layers_and_writes_to_the_upper_one() {
+        let mounts = mounts::parse(
+            "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
+             2 1 8:2 / /upper rw - ext4 /dev/sda2 rw\n\
+             3 1 0:50 / /merged rw - overlay overlay rw,lowerdir=/usr:/merged:l/rel,upperdir=/upper/u,workdir=/upper/w\n",
+        );
+        let superblocks = guest::superblocks::superblocks(&mounts, &[], &|_| true);
+        let mut graph = BlockGraph::default();
+        graph.connect(&superblocks, &mounts);
+        let overlay = dev("0:50");
+        assert_eq!(graph.lies_on(&superblocks), [(overlay, dev("8:1")), (overlay, dev("8:2"))]);
+        assert_eq!(graph.leaves(overlay), [dev("8:2")]);
+    }
+
+    #[test]
+    fn a_circle_of_slaves_ends() {
+        let mut graph = read(&fixture("loop-on-lvm-on-loop"));
+        graph.devices.get_mut(&dev("7:0")).unwrap().slaves = vec![dev("252:0")];
+        assert_eq!(graph.leaves(dev("252:0")), []);
+    }
+
+    #[test]
+    fn udevs_escapes_and_partition_like_names_are_read_right() {
+        assert_eq!(unescape(r"cloudimg\x20rootfs"), "cloudimg rootfs");
+        assert_eq!(unescape(r"odd\x2"), r"odd\x2");
+        assert_eq!(unescape(r"é\x"), r"é\x");
+        assert!(is_memory("ram0") && is_memory("zram12") && !is_memory("ram") && !is_memory("rambo1"));
+        assert!(is_pci_address("0000:00:05.0") && !is_pci_address("0:0:0:1") && !is_pci_address("0000.00.05:0"));
+    }
+}

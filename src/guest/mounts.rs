@@ -1,23 +1,18 @@
-//! The mount table: what /proc/PID/mountinfo says, one entry per superblock, and where each can be opened safely.
-//! Called by [`super::read`] when a hold is planned, and by `preflight` to find which file system a descriptor is on.
+//! The mount table: what /proc/PID/mountinfo says, what each type allows, and which mount a path leads to.
+//! Called by `superblocks`, `disks` and `tasks`.
 //!
 //! Nothing here asks the kernel about a path: visibility, coverage and what lies below a network mount are worked out from
 //! mount ids and parents alone, because the wrong question to a dead NFS server never returns.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     ffi::OsString,
     fs, io,
-    os::unix::{
-        ffi::OsStringExt,
-        fs::{MetadataExt, OpenOptionsExt},
-    },
+    os::unix::ffi::OsStringExt,
     path::{Component, Path, PathBuf},
 };
 
-use nix::libc;
-
-use super::{Dev, Kind, MountPoint, Superblock};
+use super::{Dev, Kind};
 
 /// One line of mountinfo (proc_pid_mountinfo(5)), decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,12 +33,13 @@ pub struct MountLine {
 }
 
 impl MountLine {
-    fn is_read_only(&self) -> bool {
+    pub(super) fn is_read_only(&self) -> bool {
         has_option(&self.options, "ro")
     }
 }
 
-fn has_option(options: &str, name: &str) -> bool {
+/// Whether a flag is among comma-separated options.
+pub(super) fn has_option(options: &str, name: &str) -> bool {
     options.split(',').any(|option| option == name)
 }
 
@@ -90,7 +86,8 @@ fn number<T: std::str::FromStr>(field: &[u8]) -> Option<T> {
     str::from_utf8(field).ok()?.parse().ok()
 }
 
-fn device(field: &[u8]) -> Option<Dev> {
+/// The third field.
+pub(super) fn device(field: &[u8]) -> Option<Dev> {
     Dev::parse(str::from_utf8(field).ok()?)
 }
 
@@ -236,119 +233,6 @@ pub fn by_mount_id(mounts: &[MountLine], id: u64) -> Option<&MountLine> {
     mounts.iter().find(|line| line.id == id)
 }
 
-/// One entry per superblock, own namespace first, then those seen only in `foreign` ones (a process of each, and its mounts).
-///
-/// `is_dir` is asked only about visible mounts of local disk file systems in the own namespace with nothing remote above:
-/// whether a bind mount is of a file or of a directory is the one thing mountinfo does not say.
-pub fn superblocks(
-    own: &[MountLine],
-    foreign: &[(i32, Vec<MountLine>)],
-    is_dir: &dyn Fn(&Path) -> bool,
-) -> Vec<Superblock> {
-    with_foreign(gather(own, None, is_dir), foreign)
-}
-
-/// Adds what only other namespaces show: superblocks not in `found`, and better views of those it could not open.
-pub(super) fn with_foreign(mut found: Vec<Superblock>, foreign: &[(i32, Vec<MountLine>)]) -> Vec<Superblock> {
-    let mut at: HashMap<Dev, usize> = found.iter().enumerate().map(|(at, s)| (s.dev, at)).collect();
-    for (pid, lines) in foreign {
-        for superblock in gather(lines, Some(*pid), &|_| false) {
-            match at.get(&superblock.dev) {
-                None => {
-                    at.insert(superblock.dev, found.len());
-                    found.push(superblock);
-                }
-                Some(&known) if wants_another_view(&found[known]) && superblock.open_at.is_some() => {
-                    found[known] = superblock;
-                }
-                Some(_) => {}
-            }
-        }
-    }
-    found
-}
-
-/// Known, worth opening, and not to be opened where it was seen.
-fn wants_another_view(superblock: &Superblock) -> bool {
-    superblock.open_at.is_none() && matches!(superblock.kind, Kind::Freezable | Kind::FlushOnly)
-}
-
-fn gather(lines: &[MountLine], namespace: Option<i32>, is_dir: &dyn Fn(&Path) -> bool) -> Vec<Superblock> {
-    let table = Table::new(lines);
-    let mut order = Vec::new();
-    let mut groups: HashMap<Dev, Vec<&MountLine>> = HashMap::new();
-    for line in lines {
-        groups
-            .entry(line.dev)
-            .or_insert_with(|| {
-                order.push(line.dev);
-                Vec::new()
-            })
-            .push(line);
-    }
-    order.iter().map(|dev| superblock(*dev, &groups[dev], &table, namespace, is_dir)).collect()
-}
-
-fn superblock(
-    dev: Dev,
-    lines: &[&MountLine],
-    table: &Table,
-    namespace: Option<i32>,
-    is_dir: &dyn Fn(&Path) -> bool,
-) -> Superblock {
-    let kind = kind_of(&lines[0].fs_type);
-    let visible: Vec<&MountLine> = lines.iter().copied().filter(|line| table.is_visible(line)).collect();
-    let (clear, blocked): (Vec<&MountLine>, Vec<&MountLine>) =
-        visible.iter().partition(|line| table.untouchable_above(line).is_none());
-    let below = blocked
-        .first()
-        .filter(|_| clear.is_empty())
-        .and_then(|line| table.untouchable_above(line))
-        .map(|above| format!("{} is {}", above.mount_point.display(), above.fs_type));
-    let ordered = in_order_of_preference(clear);
-    let chosen = match kind {
-        Kind::Freezable | Kind::FlushOnly if namespace.is_none() => {
-            ordered.into_iter().find(|line| is_dir(&line.mount_point))
-        }
-        Kind::Freezable | Kind::FlushOnly | Kind::Memory | Kind::Stacked | Kind::Image => ordered.first().copied(),
-        Kind::Remote | Kind::Pseudo | Kind::Unknown => None,
-    };
-    let spokesman = chosen.unwrap_or(lines[0]);
-    // A mount point something else is mounted over is not a name for this file system any more, unless it has no other.
-    let named: &[&MountLine] = if visible.is_empty() { lines } else { &visible };
-    Superblock {
-        dev,
-        fs_type: spokesman.fs_type.clone(),
-        source: spokesman.source.clone(),
-        options: spokesman.super_options.clone(),
-        kind,
-        read_only: has_option(&spokesman.super_options, "ro"),
-        open_at: chosen.map(|line| MountPoint {
-            path: line.mount_point.clone(),
-            mount_id: line.id,
-            fs_root: line.fs_root.clone(),
-        }),
-        mounts: named.iter().map(|line| line.mount_point.clone()).collect(),
-        namespace,
-        below,
-    }
-}
-
-/// Its own root first, then roots of subvolumes, then the shallowest; writable before read-only mounts of the same.
-fn in_order_of_preference(mut lines: Vec<&MountLine>) -> Vec<&MountLine> {
-    lines.sort_by_cached_key(|line| {
-        let class = if line.fs_root == Path::new("/") {
-            0
-        } else if option(&line.super_options, "subvol").is_some_and(|subvolume| line.fs_root == Path::new(subvolume)) {
-            1
-        } else {
-            2
-        };
-        (class, line.fs_root.components().count(), line.is_read_only())
-    });
-    lines
-}
-
 /// The mount table of this process.
 ///
 /// # Errors
@@ -357,56 +241,149 @@ pub fn read(root: &Path) -> io::Result<Vec<MountLine>> {
     Ok(parse_bytes(&fs::read(root.join("proc/self/mountinfo"))?))
 }
 
-/// The mount tables of other namespaces, one process of each (the lowest pid), if they hold a superblock that `own` does
-/// not or cannot open. Namespaces without a process (kept by a bind mount or a descriptor) and processes whose namespace
-/// may not be looked at are not seen.
-pub fn read_foreign(root: &Path, own: &[Superblock]) -> Vec<(i32, Vec<MountLine>)> {
-    let proc = root.join("proc");
-    let mut namespaces: HashSet<PathBuf> = fs::read_link(proc.join("self/ns/mnt")).into_iter().collect();
-    let mut known: HashSet<Dev> = own.iter().filter(|s| !wants_another_view(s)).map(|s| s.dev).collect();
-    let mut found = Vec::new();
-    for pid in pids(root) {
-        let dir = proc.join(pid.to_string());
-        let Ok(namespace) = fs::read_link(dir.join("ns/mnt")) else { continue };
-        if namespaces.contains(&namespace) {
-            continue;
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STACKED: &str = "\
+21 1 254:0 / / rw,relatime shared:1 master:2 - ext4 /dev/vda rw,discard
+22 21 8:0 / /a rw - xfs /dev/sda rw
+23 22 8:16 / /a/b rw - xfs /dev/sdb rw
+24 22 8:32 / /a rw - ext4 /dev/sdc rw
+25 21 8:48 / /d/e rw - ext4 /dev/sdd rw
+26 21 8:64 / /d rw - ext4 /dev/sde rw
+";
+
+    fn on(mounts: &[MountLine], path: &str) -> u64 {
+        covering(mounts, Path::new(path)).unwrap().id
+    }
+
+    #[test]
+    fn escapes_optional_fields_and_empty_sources_are_decoded() {
+        let text = "40 22 0:50 / /mnt/with\\040space\\011tab\\134back rw,nosuid - tmpfs  rw,size=4k\n\
+                    41 22 0:51 /x\\012y /m rw shared:1 master:3 propagate_from:2 unbindable - cifs //srv/a\\040b\\043c rw\n\
+                    42 22 0:52 / /none rw - tmpfs none\n";
+        let lines = parse(text);
+        assert_eq!(lines.len(), 3);
+        assert_eq!(lines[0].mount_point, Path::new("/mnt/with space\ttab\\back"));
+        assert_eq!((lines[0].source.as_str(), lines[0].super_options.as_str()), ("", "rw,size=4k"));
+        assert_eq!(lines[1].fs_root, Path::new("/x\ny"));
+        assert_eq!((lines[1].fs_type.as_str(), lines[1].source.as_str()), ("cifs", "//srv/a b#c"));
+        assert_eq!((lines[2].source.as_str(), lines[2].super_options.as_str()), ("none", ""));
+    }
+
+    #[test]
+    fn paths_that_are_not_utf8_survive() {
+        let lines = parse_bytes(b"40 22 8:1 / /mnt/\xff\xfe rw - ext4 /dev/sda1 rw\n");
+        assert_eq!(std::os::unix::ffi::OsStrExt::as_bytes(lines[0].mount_point.as_os_str()), b"/mnt/\xff\xfe");
+    }
+
+    #[test]
+    fn lines_of_another_form_are_left_out() {
+        let text =
+            "\nnonsense\n1 2 x:y / / rw - ext4 a rw\n1 2 8:1 / / rw\n1 2 8:1 / / rw -\n5 6 8:1 / /ok rw - ext4 a rw";
+        assert_eq!(parse(text).iter().map(|l| l.id).collect::<Vec<_>>(), [5]);
+    }
+
+    #[test]
+    fn a_path_lies_on_whatever_is_on_top_at_each_component() {
+        let mounts = parse(STACKED);
+        assert_eq!(on(&mounts, "/"), 21);
+        assert_eq!(on(&mounts, "/usr/lib"), 21);
+        assert_eq!(on(&mounts, "/a"), 24, "mounted over");
+        assert_eq!(on(&mounts, "/a/b/c"), 24, "what was below /a went out of sight with it");
+        assert_eq!(on(&mounts, "/d/e"), 26, "a mount over its parent directory hides it");
+        assert_eq!(on(&mounts, "/ab"), 21, "a name is not a prefix");
+        assert_eq!(covering(&mounts, Path::new("relative")), None);
+        assert_eq!(covering(&mounts, Path::new("/a/../d")), None);
+        assert_eq!(by_mount_id(&mounts, 23).unwrap().mount_point, Path::new("/a/b"));
+    }
+
+    #[test]
+    fn only_mounts_their_path_leads_to_are_visible() {
+        let mounts = parse(STACKED);
+        let table = Table::new(&mounts);
+        let visible: Vec<u64> = mounts.iter().filter(|line| table.is_visible(line)).map(|line| line.id).collect();
+        assert_eq!(visible, [21, 24, 26]);
+    }
+
+    #[test]
+    fn a_root_over_the_first_root_wins() {
+        let mounts = parse("1 1 0:1 / / rw - rootfs rootfs rw\n2 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
+        assert_eq!(on(&mounts, "/etc"), 2);
+    }
+
+    #[test]
+    fn a_process_whose_root_is_no_mount_point_sees_its_mounts_all_the_same() {
+        let mounts = parse("50 27 0:5 / /proc rw - proc proc rw\n51 27 8:1 / /data rw - ext4 /dev/sda1 rw\n");
+        assert_eq!(on(&mounts, "/data/x"), 51);
+        assert_eq!(covering(&mounts, Path::new("/etc")), None);
+    }
+
+    #[test]
+    fn what_is_below_something_remote_or_unknown_is_told_but_the_root_is_exempt() {
+        let mounts = parse(
+            "1 0 0:9 / / rw - nfs4 srv:/ rw\n\
+             2 1 0:10 / /net rw - autofs auto rw\n\
+             3 2 8:1 / /net/disk rw - ext4 /dev/sda1 rw\n\
+             4 1 8:2 / /local rw - ext4 /dev/sda2 rw\n\
+             5 1 0:11 / /odd rw - gizmofs x rw\n\
+             6 5 8:3 / /odd/disk rw - ext4 /dev/sda3 rw\n",
+        );
+        let table = Table::new(&mounts);
+        let above = |id| table.untouchable_above(table.by_mount_id(id).unwrap()).map(|line| line.id);
+        assert_eq!([above(3), above(4), above(6)], [Some(2), None, Some(5)]);
+    }
+
+    #[test]
+    fn cifs_and_every_fuse_are_remote_though_some_could_be_frozen() {
+        for fs_type in ["cifs", "fuseblk", "fuse.sshfs", "fuse", "9p", "virtiofs", "autofs", "ceph"] {
+            assert_eq!(kind_of(fs_type), Kind::Remote, "{fs_type}");
         }
-        let Ok(text) = fs::read(dir.join("mountinfo")) else { continue };
-        // A process that is just ending has an empty table; another one may show this namespace.
-        if text.is_empty() {
-            continue;
+        assert_eq!(kind_of("fusectl"), Kind::Pseudo);
+        assert_eq!(kind_of("zfs"), Kind::FlushOnly);
+        assert_eq!(kind_of("gizmofs"), Kind::Unknown);
+    }
+
+    #[test]
+    fn mounts_in_a_circle_end() {
+        let mounts = parse("1 2 8:1 / / rw - ext4 a rw\n2 1 8:2 / / rw - ext4 b rw\n3 1 8:3 / /x rw - ext4 c rw\n");
+        let table = Table::new(&mounts);
+        assert!(mounts.iter().all(|line| table.untouchable_above(line).is_none()));
+        assert!(!table.is_visible(&mounts[2]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_parsing_or_resolution_panic(text in "([0-9]{1,2} [0-9]{1,2} [0-9]:[0-9] /?[a-c\\\\0-9/]{0,6} \
+            /[a-c/\\\\0-9]{0,8} [a-z,]{0,4}( x:1)? ?-? (ext4|nfs|tmpfs|btrfs|) ?[a-z ]{0,9}\n){0,12}") {
+            let mounts = parse(&text);
+            let table = Table::new(&mounts);
+            for line in &mounts {
+                table.is_visible(line);
+                table.untouchable_above(line);
+            }
         }
-        namespaces.insert(namespace);
-        let news = text.split(|&b| b == b'\n').filter_map(|line| device(line.split(|&b| b == b' ').nth(2)?));
-        if news.filter(|dev| !known.contains(dev)).count() > 0 {
-            let lines = parse_bytes(&text);
-            known
-                .extend(gather(&lines, Some(pid), &|_| false).iter().filter(|s| !wants_another_view(s)).map(|s| s.dev));
-            found.push((pid, lines));
+
+        #[test]
+        fn arbitrary_bytes_do_not_panic_either(text in proptest::collection::vec(any::<u8>(), 0..400)) {
+            parse_bytes(&text);
+        }
+
+        #[test]
+        fn a_mount_on_a_directory_that_nothing_hides_is_visible(names in proptest::collection::vec("[a-z]{1,3}", 1..6)) {
+            // Each below the one before: a chain hides nothing of itself.
+            let mut text = String::from("1 0 8:0 / / rw - ext4 a rw\n");
+            let mut path = String::new();
+            for (at, name) in names.iter().enumerate() {
+                path = format!("{path}/{name}");
+                text += &format!("{} {} 8:{} / {path} rw - ext4 a rw\n", at + 2, at + 1, at + 1);
+            }
+            let mounts = parse(&text);
+            let table = Table::new(&mounts);
+            prop_assert!(mounts.iter().all(|line| table.is_visible(line)));
         }
     }
-    found
-}
-
-/// Every process below `proc`, lowest first.
-pub(super) fn pids(root: &Path) -> Vec<i32> {
-    let Ok(entries) = fs::read_dir(root.join("proc")) else { return Vec::new() };
-    let mut pids: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-    pids.sort_unstable();
-    pids
-}
-
-/// Whether `path` is a directory, asked with a descriptor that reads nothing and triggers no automount.
-pub(super) fn is_directory(path: &Path) -> bool {
-    fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)
-        .and_then(|file| file.metadata())
-        .is_ok_and(|m| m.mode() & libc::S_IFMT == libc::S_IFDIR)
-}
-
-/// `path` of the guest below `root`.
-pub(super) fn under(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
 }

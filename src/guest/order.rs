@@ -102,3 +102,86 @@ fn circle(left: &BTreeMap<Dev, BTreeSet<Dev>>) -> Option<Vec<Dev>> {
         way.push(inner);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn dev(minor: u32) -> Dev {
+        Dev { major: 8, minor }
+    }
+
+    fn devs(minors: &[u32]) -> Vec<Dev> {
+        minors.iter().copied().map(dev).collect()
+    }
+
+    fn edges(pairs: &[(u32, u32)]) -> Vec<(Dev, Dev)> {
+        pairs.iter().map(|&(inner, outer)| (dev(inner), dev(outer))).collect()
+    }
+
+    fn order(set: &[u32], pairs: &[(u32, u32)], last: Option<u32>) -> Vec<Vec<u32>> {
+        let levels = levels(&devs(set), &edges(pairs), last.map(dev)).unwrap();
+        levels.iter().map(|level| level.iter().map(|dev| dev.minor).collect()).collect()
+    }
+
+    #[test]
+    fn independent_file_systems_freeze_together_and_the_root_alone_at_the_end() {
+        assert_eq!(order(&[1, 2, 3], &[], None), [vec![1, 2, 3]]);
+        assert_eq!(order(&[1, 2, 3], &[], Some(1)), [vec![2, 3], vec![1]]);
+        assert_eq!(order(&[], &[], Some(1)), Vec::<Vec<u32>>::new());
+        assert_eq!(order(&[1, 1], &[], Some(1)), [vec![1]]);
+    }
+
+    #[test]
+    fn what_lies_on_another_freezes_first() {
+        assert_eq!(order(&[1, 2, 3, 4], &[(2, 3), (3, 1)], Some(1)), [vec![2, 4], vec![3], vec![1]]);
+    }
+
+    #[test]
+    fn the_way_may_lead_through_one_that_is_not_held() {
+        assert_eq!(order(&[1, 2], &[(2, 9), (9, 8), (8, 1)], None), [vec![2], vec![1]]);
+    }
+
+    #[test]
+    fn what_the_root_itself_lies_on_comes_even_after_the_root() {
+        assert_eq!(order(&[1, 2, 3], &[(1, 3)], Some(1)), [vec![2], vec![1], vec![3]]);
+    }
+
+    #[test]
+    fn a_circle_is_an_error_that_names_its_members() {
+        let cycle = levels(&devs(&[1, 2, 3, 4]), &edges(&[(1, 2), (2, 9), (9, 1), (2, 3)]), None).unwrap_err();
+        let mut members = cycle.members.clone();
+        members.sort();
+        assert_eq!(members, devs(&[1, 2]));
+        assert!(cycle.to_string().contains("8:1") && cycle.to_string().contains("8:2"));
+    }
+
+    #[test]
+    fn a_circle_nobody_holds_is_no_matter() {
+        assert_eq!(order(&[1], &[(8, 9), (9, 8), (9, 1)], None), [vec![1]]);
+    }
+
+    proptest! {
+        #[test]
+        fn every_order_is_complete_and_inner_comes_before_outer(
+            set in proptest::collection::btree_set(0u32..12, 0..12),
+            pairs in proptest::collection::vec((0u32..12, 0u32..12), 0..20),
+            last in proptest::option::of(0u32..12),
+        ) {
+            let set = devs(&set.into_iter().collect::<Vec<_>>());
+            // Upwards only, so that there is no circle.
+            let edges: Vec<_> = pairs.iter().filter(|(a, b)| a < b).map(|(a, b)| (dev(*a), dev(*b))).collect();
+            let levels = levels(&set, &edges, last.map(dev)).unwrap();
+            let level_of = |dev: &Dev| levels.iter().position(|level| level.contains(dev));
+            prop_assert_eq!(levels.iter().flatten().count(), set.len());
+            prop_assert!(set.iter().all(|dev| level_of(dev).is_some()));
+            for (inner, outer) in &edges {
+                if let (Some(inner), Some(outer)) = (level_of(inner), level_of(outer)) {
+                    prop_assert!(inner < outer);
+                }
+            }
+        }
+    }
+}

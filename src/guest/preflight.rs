@@ -2,15 +2,15 @@
 //! Called by `plan` while preparing. [`read`] gathers, [`findings`] judges and touches nothing.
 
 use std::{
-    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use super::{
-    Dev, Guest, databases,
+    Dev, Guest,
     mounts::{self, MountLine},
+    tasks::{self, BlockedTask},
 };
 
 /// journald's and logind's `WatchdogSec=` in the units systemd ships.
@@ -41,8 +41,6 @@ pub struct Target {
     pub fs_type: String,
     /// a mount point, for people
     pub name: PathBuf,
-    /// every mount point
-    pub mounts: Vec<PathBuf>,
     /// UUID, as /sys/fs names it
     pub uuid: Option<String>,
     /// kernel names of the block devices below it
@@ -52,7 +50,7 @@ pub struct Target {
 /// Everything read for [`findings`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// tasks that were blocked in both of two samples; see [`blocked_throughout`]
+    /// tasks that were blocked in both of two samples; see [`tasks::blocked_throughout`]
     pub blocked: Vec<BlockedTask>,
     pub btrfs: Vec<BtrfsOperation>,
     pub scrubs: Vec<Scrub>,
@@ -65,20 +63,6 @@ pub struct Facts {
     pub cluster: Vec<(String, i32)>,
     /// block devices served by a process in this guest
     pub user_served: Vec<String>,
-}
-
-/// A thread in uninterruptible sleep.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockedTask {
-    pub pid: i32,
-    pub tid: i32,
-    pub comm: String,
-    /// the kernel function it sleeps in, empty if the kernel does not say
-    pub wchan: String,
-    /// in clock ticks since boot: with `tid` it names a thread for good
-    pub starttime: u64,
-    /// superblocks it is blocked in, if its system call names a descriptor; else those it has open for writing
-    pub on: Vec<Dev>,
 }
 
 /// `/sys/fs/btrfs/FSID/exclusive_operation`: "balance", "device replace" …; "none" is left out.
@@ -121,7 +105,7 @@ pub struct Watchdog {
 
 /// Gathers all but [`Facts::blocked`], which takes two samples. Reads /proc, /sys and systemd's configuration below `root`.
 pub fn read(root: &Path, guest: &Guest) -> Facts {
-    let processes = databases::processes(root);
+    let processes = tasks::processes(root);
     let mut cluster: Vec<(String, i32)> = processes
         .iter()
         .filter(|(_, process)| is_cluster_member(&process.comm))
@@ -167,7 +151,6 @@ pub fn targets(guest: &Guest, set: &[Dev]) -> Vec<Target> {
                 .map(|mount| mount.path.clone())
                 .or_else(|| superblock.mounts.first().cloned())
                 .unwrap_or_default(),
-            mounts: superblock.mounts.clone(),
             uuid: guest.disks.uuid(superblock.dev).map(str::to_string),
             devices: guest
                 .disks
@@ -216,25 +199,25 @@ pub fn findings(facts: &Facts, deadline: Duration, targets: &[Target]) -> Vec<Fi
 }
 
 fn blocked_findings(facts: &Facts, targets: &[Target], findings: &mut Vec<Finding>) {
-    for task in &facts.blocked {
-        for target in targets.iter().filter(|target| task.on.contains(&target.dev)) {
-            let place = if task.wchan.is_empty() { String::new() } else { format!(" in {}", task.wchan) };
-            findings.push(Finding {
-                severity: Severity::Refusal,
-                code: "TASK_BLOCKED",
-                subject: target.name.display().to_string(),
-                message: format!(
-                    "{} (pid {}, thread {}) has been blocked{place} with a file open for writing on {}; a freeze would \
-                     wait for it and could not be cancelled",
-                    task.comm,
-                    task.pid,
-                    task.tid,
-                    target.name.display()
-                ),
-                hint: "find out what it waits for (a dead NFS server, a failing disk, a file system already frozen)"
-                    .into(),
-            });
-        }
+    for target in targets {
+        let tasks: Vec<&BlockedTask> = facts.blocked.iter().filter(|task| task.on.contains(&target.dev)).collect();
+        let Some(first) = tasks.first() else { continue };
+        let others = match tasks.len() - 1 {
+            0 => String::new(),
+            more => format!(" (and {more} more)"),
+        };
+        let place = if first.wchan.is_empty() { String::new() } else { format!(" in {}", first.wchan) };
+        let name = target.name.display();
+        findings.push(Finding {
+            severity: Severity::Refusal,
+            code: "TASK_BLOCKED",
+            subject: name.to_string(),
+            message: format!(
+                "{} (pid {}, thread {}){others} is blocked{place} using {name}: a freeze would wait for it, uncancellable",
+                first.comm, first.pid, first.tid
+            ),
+            hint: "find out what it waits for: a failing disk, a dead server, a file system somebody froze".into(),
+        });
     }
 }
 
@@ -343,117 +326,6 @@ fn detector_findings(facts: &Facts, deadline: Duration, findings: &mut Vec<Findi
     }
 }
 
-// --- tasks ---------------------------------------------------------------------------------------------------------
-
-/// Threads in uninterruptible sleep now. Of each, only files that never wait for it are read (not `cmdline`, not `maps`).
-pub fn blocked_tasks(root: &Path) -> Vec<BlockedTask> {
-    let mut blocked = Vec::new();
-    let mut own = None;
-    for pid in mounts::pids(root) {
-        let process = root.join("proc").join(pid.to_string());
-        for entry in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
-            let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
-            let Some((comm, b'D', starttime)) = task(&String::from_utf8_lossy(&stat)) else { continue };
-            let Some(tid) = entry.file_name().to_str().and_then(|tid| tid.parse().ok()) else { continue };
-            let own = own.get_or_insert_with(|| mounts::read(root).unwrap_or_default());
-            let wchan = fs::read_to_string(entry.path().join("wchan")).unwrap_or_default();
-            let on = blocked_on(&process, &entry.path(), own);
-            let wchan = if wchan.trim() == "0" { String::new() } else { wchan.trim().to_string() };
-            blocked.push(BlockedTask { pid, tid, comm, wchan, starttime, on });
-        }
-    }
-    blocked
-}
-
-/// Those that were blocked in both samples; take them at least two seconds apart. A thread that ran in between is counted
-/// as blocked throughout: it is slow enough to be said.
-pub fn blocked_throughout(first: &[BlockedTask], second: &[BlockedTask]) -> Vec<BlockedTask> {
-    let before: BTreeSet<(i32, u64)> = first.iter().map(|task| (task.tid, task.starttime)).collect();
-    second.iter().filter(|task| before.contains(&(task.tid, task.starttime))).cloned().collect()
-}
-
-/// Name, state and start time of /proc/TID/stat.
-fn task(stat: &str) -> Option<(String, u8, u64)> {
-    let (head, tail) = stat.rsplit_once(')')?;
-    let (_, comm) = head.split_once('(')?;
-    let mut fields = tail.split_ascii_whitespace();
-    let state = fields.next()?.bytes().next()?;
-    // Field 22 of the whole line; the state was field 3.
-    Some((comm.into(), state, fields.nth(18)?.parse().ok()?))
-}
-
-/// The superblocks behind the descriptor its system call was given, or behind all it has open for writing.
-fn blocked_on(process: &Path, task: &Path, own: &[MountLine]) -> Vec<Dev> {
-    let called_with = fs::read_to_string(task.join("syscall")).ok().and_then(|text| descriptor_of_call(&text));
-    let descriptors: Vec<Descriptor> = match called_with {
-        Some(fd) => read_descriptor(&process.join("fdinfo").join(fd.to_string())).into_iter().collect(),
-        None => fs::read_dir(process.join("fdinfo"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| read_descriptor(&entry.path()))
-            .filter(|descriptor| descriptor.writable)
-            .collect(),
-    };
-    let mut theirs = None;
-    let mut on: Vec<Dev> = Vec::new();
-    for descriptor in descriptors {
-        let line = mounts::by_mount_id(own, descriptor.mount_id).cloned().or_else(|| {
-            let theirs = theirs
-                .get_or_insert_with(|| mounts::parse_bytes(&fs::read(process.join("mountinfo")).unwrap_or_default()));
-            mounts::by_mount_id(theirs, descriptor.mount_id).cloned()
-        });
-        on.extend(line.map(|line| line.dev).filter(|dev| !on.contains(dev)));
-    }
-    on
-}
-
-struct Descriptor {
-    mount_id: u64,
-    writable: bool,
-}
-
-fn read_descriptor(fdinfo: &Path) -> Option<Descriptor> {
-    descriptor(&fs::read_to_string(fdinfo).ok()?)
-}
-
-/// Decodes /proc/PID/fdinfo/FD: `flags:` is octal, its two lowest bits O_ACCMODE (proc_pid_fdinfo(5)).
-fn descriptor(text: &str) -> Option<Descriptor> {
-    let field = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
-    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
-    Some(Descriptor { mount_id: field("mnt_id:")?.parse().ok()?, writable: flags & 3 != 0 })
-}
-
-/// The descriptor a blocked system call was given as its first argument, if it is one of those that wait for storage:
-/// /proc/TID/syscall is "number 0xargument …", "running", or "-1 …" for a page fault.
-fn descriptor_of_call(text: &str) -> Option<i32> {
-    use nix::libc::{
-        SYS_fallocate, SYS_fdatasync, SYS_fsync, SYS_ftruncate, SYS_ioctl, SYS_pread64, SYS_preadv, SYS_pwrite64,
-        SYS_pwritev, SYS_pwritev2, SYS_read, SYS_readv, SYS_syncfs, SYS_write, SYS_writev,
-    };
-    let mut fields = text.split_ascii_whitespace();
-    let number = fields.next()?.parse().ok()?;
-    let calls = [
-        SYS_write,
-        SYS_writev,
-        SYS_pwrite64,
-        SYS_pwritev,
-        SYS_pwritev2,
-        SYS_read,
-        SYS_readv,
-        SYS_pread64,
-        SYS_preadv,
-        SYS_fsync,
-        SYS_fdatasync,
-        SYS_syncfs,
-        SYS_ftruncate,
-        SYS_fallocate,
-        SYS_ioctl,
-    ];
-    let argument = fields.next()?.strip_prefix("0x")?;
-    calls.contains(&number).then(|| i32::try_from(u64::from_str_radix(argument, 16).ok()?).ok()).flatten()
-}
-
 // --- btrfs ---------------------------------------------------------------------------------------------------------
 
 fn btrfs_operations(root: &Path) -> Vec<BtrfsOperation> {
@@ -543,7 +415,7 @@ fn watchdogs(root: &Path) -> Vec<Watchdog> {
 /// Who has which `/dev/watchdog*` open: among PID 1 and the programs made to feed one.
 fn feeders(root: &Path) -> Vec<(String, i32, String)> {
     let mut feeders = Vec::new();
-    let mut processes: Vec<_> = databases::processes(root).into_iter().collect();
+    let mut processes: Vec<_> = tasks::processes(root).into_iter().collect();
     processes.sort_by_key(|(pid, _)| *pid);
     for (pid, process) in processes {
         let known = ["watchdog", "wd_keepalive", "sbd", "watchdog-mux", "wdmd", "corosync", "patroni"];
@@ -609,4 +481,149 @@ fn is_user_served(name: &str) -> bool {
     ["nbd", "ublkb"]
         .iter()
         .any(|prefix| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{self, tests::fixture};
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn dev(text: &str) -> Dev {
+        Dev::parse(text).unwrap()
+    }
+
+    fn target(name: &str, dev_text: &str, fs_type: &str, uuid: &str) -> Target {
+        Target {
+            dev: dev(dev_text),
+            fs_type: fs_type.into(),
+            name: name.into(),
+            uuid: Some(uuid.into()),
+            devices: vec!["vdb".into()],
+        }
+    }
+
+    fn data() -> Target {
+        target("/data", "0:40", "btrfs", "0f8b8c1e-6f0c-4a57-9c55-3d1f4b6e7a21")
+    }
+
+    fn codes(findings: &[Finding]) -> Vec<(Severity, &str, &str)> {
+        findings.iter().map(|f| (f.severity, f.code, f.subject.as_str())).collect()
+    }
+
+    fn facts() -> Facts {
+        let root = fixture("preflight");
+        read(&root, &guest::read(&root).unwrap())
+    }
+
+    #[test]
+    fn facts_are_read_from_proc_sys_and_systemd() {
+        let facts = facts();
+        assert_eq!(facts.hung_task, HungTask { panics: true, timeout: Some(2 * MINUTE) });
+        assert_eq!(facts.btrfs.len(), 1);
+        assert_eq!(facts.btrfs[0].operation, "balance");
+        assert_eq!(
+            facts.runtime_watchdog,
+            Some(Duration::from_secs(90)),
+            "the last drop-in wins; masked ones don't count"
+        );
+        assert!(facts.journald);
+        assert_eq!(facts.cluster, [("corosync".into(), 210)]);
+        let fed: Vec<_> = facts.watchdogs.iter().map(|w| (w.name.as_str(), w.fed_by.as_ref().map(|f| f.0))).collect();
+        assert_eq!(fed, [("watchdog0", Some(1)), ("watchdog1", Some(220))], "watchdog2 is not running");
+    }
+
+    #[test]
+    fn only_scrubs_that_write_count_and_are_followed_to_their_file_system() {
+        assert_eq!(facts().scrubs, [Scrub { pid: Some(300), what: "/data".into(), on: Some(dev("0:40")) }]);
+        assert_eq!(scrubbed("btrfs\0scrub\0resume\0/dev/vdb\0"), Some("/dev/vdb"));
+        assert_eq!(scrubbed("btrfs\0scrub\0status\0/data\0"), None);
+        assert_eq!(scrubbed("btrfs\0scrub\0start\0--readonly\0/data\0"), None);
+        assert_eq!(scrubbed("btrfs\0-q\0scrub\0start\0-B\0/data\0"), Some("/data"));
+    }
+
+    #[test]
+    fn a_balance_or_scrub_refuses_the_hold_of_that_file_system_and_of_no_other() {
+        let found = findings(&facts(), Duration::from_secs(10), &[data()]);
+        assert_eq!(
+            codes(&found),
+            [
+                (Severity::Refusal, "BTRFS_BUSY", "/data"),
+                (Severity::Refusal, "BTRFS_SCRUB", "/data"),
+                (Severity::Warning, "CLUSTER_FENCING", "corosync"),
+            ]
+        );
+        let others = [
+            target("/other", "0:41", "btrfs", "77777777-6f0c-4a57-9c55-3d1f4b6e7a21"),
+            target("/", "254:0", "ext4", "0f8b8c1e-6f0c-4a57-9c55-3d1f4b6e7a21"),
+        ];
+        let found = findings(&facts(), Duration::from_secs(10), &others);
+        assert!(found.iter().all(|f| f.severity < Severity::Refusal), "{found:#?}");
+    }
+
+    #[test]
+    fn a_paused_balance_is_a_note_and_a_scrub_of_who_knows_what_may_be_of_any_btrfs() {
+        let facts = Facts {
+            btrfs: vec![BtrfsOperation { fsid: data().uuid.unwrap(), operation: "balance paused".into() }],
+            scrubs: vec![Scrub { pid: None, what: "/somewhere".into(), on: None }],
+            ..Facts::default()
+        };
+        let found = findings(&facts, MINUTE, &[data()]);
+        assert_eq!(
+            codes(&found),
+            [(Severity::Refusal, "BTRFS_SCRUB", "/data"), (Severity::Note, "BTRFS_BUSY", "/data")]
+        );
+    }
+
+    #[test]
+    fn tasks_blocked_on_a_target_are_one_refusal_that_counts_them() {
+        let facts = Facts { blocked: tasks::blocked_tasks(&fixture("preflight")), ..Facts::default() };
+        let found = findings(&facts, MINUTE, &[data()]);
+        assert_eq!(codes(&found), [(Severity::Refusal, "TASK_BLOCKED", "/data")]);
+        assert!(found[0].message.contains("(and 1 more)"), "{}", found[0].message);
+        assert_eq!(findings(&facts, MINUTE, &[target("/x", "8:9", "ext4", "")]), []);
+    }
+
+    #[test]
+    fn a_panic_or_reset_that_could_come_before_the_deadline_is_said() {
+        let quiet = |mut facts: Facts| {
+            facts.cluster.clear();
+            facts
+        };
+        assert_eq!(codes(&findings(&quiet(facts()), Duration::from_secs(59), &[])), []);
+        let at = |deadline| findings(&quiet(facts()), deadline, &[]);
+        assert_eq!(codes(&at(MINUTE)), [(Severity::Warning, "WATCHDOG_DEVICE", "watchdog1")]);
+        let long: Vec<&str> = at(3 * MINUTE).iter().map(|f| f.code).collect();
+        assert_eq!(long, ["HUNG_TASK", "RUNTIME_WATCHDOG", "WATCHDOG_DEVICE", "SERVICE_WATCHDOG"]);
+        assert_eq!(at(3 * MINUTE)[0].severity, Severity::Refusal);
+        let mut patient = facts();
+        patient.hung_task.panics = false;
+        assert_eq!(findings(&quiet(patient), 2 * MINUTE, &[]).last().unwrap().severity, Severity::Note);
+    }
+
+    #[test]
+    fn a_device_served_from_user_space_is_worth_a_warning() {
+        let facts = Facts { user_served: vec!["vdb".into()], ..Facts::default() };
+        assert_eq!(codes(&findings(&facts, MINUTE, &[data()])), [(Severity::Warning, "USER_SERVED_DEVICE", "/data")]);
+        assert!(is_user_served("nbd0") && is_user_served("ublkb3") && !is_user_served("nbdx"));
+    }
+
+    #[test]
+    fn systemds_time_spans_are_read_as_systemd_does() {
+        assert_eq!(time_span("30"), Some(Duration::from_secs(30)));
+        assert_eq!(time_span("1min 30s"), Some(Duration::from_secs(90)));
+        assert_eq!([time_span("off"), time_span("default"), time_span("0"), time_span("infinity")], [None; 4]);
+        assert_eq!(watchdog_setting("#RuntimeWatchdogSec=5\nRuntimeWatchdogSec = 7\n"), Some("7"));
+        assert_eq!(watchdog_setting("RuntimeWatchdogSecond=5"), None);
+    }
+
+    #[test]
+    fn targets_name_the_devices_below_them() {
+        let guest = guest::read(&fixture("lvm-on-two-disks")).unwrap();
+        let found = targets(&guest, &[dev("252:0")]);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].name, Path::new("/var/lib/postgresql"));
+        assert_eq!(found[0].devices, ["sda", "sdb", "dm-0"]);
+    }
 }

@@ -221,3 +221,114 @@ fn mount_id(file: &fs::File) -> io::Result<Option<u64>> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
     Ok(info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::{self, Guest, disks, mounts, superblocks, tests::fixture};
+
+    fn verdicts(guest: &Guest, configured: &[&str]) -> BTreeMap<String, (Durability, Vec<String>)> {
+        let configured: Vec<PathBuf> = configured.iter().map(PathBuf::from).collect();
+        classify(&guest.superblocks, &guest.disks, &configured)
+            .into_iter()
+            .map(|(dev, verdict)| {
+                let evidence = verdict.evidence.iter().map(|e| format!("{}={}", e.source, e.value)).collect();
+                (dev.to_string(), (verdict.durability, evidence))
+            })
+            .collect()
+    }
+
+    fn of(name: &str, configured: &[&str]) -> BTreeMap<String, (Durability, Vec<String>)> {
+        verdicts(&guest::read(&fixture(name)).unwrap(), configured)
+    }
+
+    fn said(durability: Durability, evidence: &[&str]) -> (Durability, Vec<String>) {
+        (durability, evidence.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn aws_disks_say_what_they_are() {
+        let found = of("nvme", &[]);
+        assert_eq!(found["259:1"], said(Durability::Durable, &["model=nvme0n1: Amazon Elastic Block Store"]));
+        assert_eq!(found["259:2"], said(Durability::Transient, &["model=nvme1n1: Amazon EC2 NVMe Instance Storage"]));
+        assert_eq!(found["253:0"], said(Durability::Transient, &["memory=zram0"]));
+        assert_eq!(found["0:25"], said(Durability::Transient, &["type=tmpfs"]));
+    }
+
+    #[test]
+    fn one_transient_leg_makes_a_raid_mixed_and_names_every_leg() {
+        let (durability, evidence) = &of("raid-with-one-transient-leg", &[])["9:0"];
+        assert_eq!((*durability, evidence.len()), (Durability::Mixed, 2));
+    }
+
+    #[test]
+    fn azure_resource_disks_are_told_from_data_disks_in_both_generations() {
+        let found = of("azure", &[]);
+        let durability = |dev: &str| found[dev].0;
+        assert_eq!(
+            ["8:0", "8:16", "8:32", "8:48"].map(durability),
+            [Durability::Unknown, Durability::Transient, Durability::Unknown, Durability::Transient]
+        );
+    }
+
+    #[test]
+    fn novas_label_tells_where_the_device_does_not() {
+        let found = of("nova", &[]);
+        assert_eq!(found["254:16"], said(Durability::Transient, &["label=vdb: ephemeral0"]));
+        assert_eq!(found["254:0"], said(Durability::Unknown, &[]));
+        assert!(!is_transient_label("ephemeral") && !is_transient_label("ephemeral-data"));
+    }
+
+    #[test]
+    fn what_the_administrator_says_comes_first_and_travels_up_through_loop_files() {
+        let guest = guest::read(&fixture("loop-on-lvm-on-loop")).unwrap();
+        assert_eq!(verdicts(&guest, &[])["7:1"].0, Durability::Unknown);
+        let found = verdicts(&guest, &["/vg/"]);
+        assert_eq!(found["252:0"], said(Durability::Transient, &["config=/vg"]));
+        assert_eq!(found["7:1"], said(Durability::Transient, &["config=/vg"]));
+        assert_eq!(found["254:0"].0, Durability::Unknown);
+    }
+
+    #[test]
+    fn a_file_on_tmpfs_makes_what_is_in_it_transient() {
+        assert_eq!(of("loop-on-ext4", &[])["7:2"], said(Durability::Transient, &["type=tmpfs"]));
+    }
+
+    #[test]
+    fn a_bind_mount_of_the_root_does_not_make_the_root_transient() {
+        let text = "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n2 1 8:1 /srv /mnt rw - ext4 /dev/sda1 rw\n";
+        let mounts = mounts::parse(text);
+        let superblocks = superblocks::superblocks(&mounts, &[], &|_| true);
+        let mut graph = disks::BlockGraph::default();
+        graph.connect(&superblocks, &mounts);
+        let configured = [PathBuf::from("/mnt"), PathBuf::from("/nowhere")];
+        assert_eq!(classify(&superblocks, &graph, &configured)[&superblocks[0].dev].durability, Durability::Unknown);
+        assert_eq!(unmatched(&superblocks, &configured), configured);
+        assert_eq!(unmatched(&superblocks, &["/".into()]), [] as [PathBuf; 0]);
+    }
+
+    #[test]
+    fn google_and_azure_models_are_told_exactly() {
+        assert_eq!(of_model(None, "nvme_card"), Some(Durability::Transient));
+        assert_eq!(of_model(None, "nvme_card3"), Some(Durability::Transient));
+        assert_eq!(of_model(None, "nvme_card-pd"), Some(Durability::Durable));
+        assert_eq!(of_model(None, "nvme_cardboard"), None);
+        assert_eq!(of_model(Some("Google"), "EphemeralDisk"), Some(Durability::Transient));
+        assert_eq!(of_model(Some("ATA"), "EphemeralDisk"), None);
+        assert_eq!(of_model(None, "Microsoft NVMe Direct Disk v2"), Some(Durability::Transient));
+        assert_eq!(of_model(None, "MSFT NVMe Accelerator v1.0"), Some(Durability::Durable));
+    }
+
+    #[test]
+    fn used_bytes_of_the_root_are_some_and_what_must_not_be_touched_is_not_asked() {
+        let guest = guest::read(Path::new("/")).unwrap();
+        let mut root = guest.superblocks.into_iter().find(|s| s.mounts.iter().any(|m| m == Path::new("/"))).unwrap();
+        if matches!(root.kind, Kind::Freezable | Kind::FlushOnly | Kind::Memory) {
+            assert!(used_bytes(&root).unwrap().unwrap() > 0);
+            root.open_at.as_mut().unwrap().mount_id += 1_000_000;
+            assert_eq!(used_bytes(&root).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+        }
+        root.below = Some("/net is autofs".into());
+        assert_eq!(used_bytes(&root).unwrap(), None);
+    }
+}
