@@ -2,6 +2,7 @@
 //! order, signals, what systemd is told.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt,
@@ -17,6 +18,7 @@ use nix::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
+    task::LocalSet,
 };
 
 use crate::{
@@ -75,9 +77,9 @@ pub fn serve(settings: Settings, notes: &[String], config_file: Option<PathBuf>)
     for note in notes {
         tracing::warn!("{note}");
     }
-    let rescued = rescue::run(&settings.paths.run, rescue::Caller::DaemonStart)?;
-    if !rescued.is_empty() {
-        tracing::warn!("an earlier daemon left a hold behind; it has been let go: {rescued}");
+    let rescued = rescue::run(&settings.paths.run, &BTreeMap::new())?;
+    if rescued.hold_id.is_some() {
+        tracing::warn!("an earlier daemon left a hold behind: {rescued}");
     }
     let history = History::load(&settings.paths.run, &settings.paths.state).map_err(Error::History)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -86,7 +88,8 @@ pub fn serve(settings: Settings, notes: &[String], config_file: Option<PathBuf>)
         .thread_keep_alive(std::time::Duration::from_secs(2))
         .build()
         .map_err(Error::Runtime)?;
-    let result = runtime.block_on(run(settings, history, config_file));
+    // the driver stays on this thread: its phases borrow from it
+    let result = LocalSet::new().block_on(&runtime, run(settings, history, config_file));
     // a thread stuck on a dead device must not keep us from ending
     runtime.shutdown_background();
     result
@@ -108,7 +111,7 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
     }
     let connections = bound.socket.connections(Arc::new(settings.access.clone())).map_err(Error::Serve)?;
     let entrance = Entrance::new(handle.clone()).await.map_err(Error::Serve)?;
-    let driving = tokio::spawn(driver.run());
+    let driving = tokio::task::spawn_local(driver.run());
     tokio::spawn(keep_health(entrance.health(), serving));
     tokio::spawn(keep_status(handle.clone()));
     let (stop, stopped) = oneshot::channel::<()>();

@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    config,
+    config, daemon,
     hold::{Refusal, RefusalKind},
 };
 
@@ -265,6 +265,36 @@ impl From<Status> for Failure {
             hint: metadata.remove("hint").unwrap_or_default(),
             hold_id: metadata.remove("hold_id").unwrap_or_default(),
         }
+    }
+}
+
+impl From<daemon::Error> for Failure {
+    fn from(error: daemon::Error) -> Failure {
+        let (exit, kind, hint) = match &error {
+            daemon::Error::NotRoot => {
+                (Exit::NotPermitted, RefusalKind::PermissionDenied, "start it as root; `holdstill status` needs no root")
+            }
+            daemon::Error::NotTmpfs(_) => (
+                Exit::Malformed,
+                RefusalKind::InvalidArgument,
+                "set `run` in [paths] to a directory on tmpfs, e.g. below /run or /dev/shm",
+            ),
+            daemon::Error::Busy(_) => {
+                (Exit::Refused, RefusalKind::FailedPrecondition, "stop it first, or set another `run` in [paths]")
+            }
+            daemon::Error::Rescue(_) => {
+                (Exit::Refused, RefusalKind::FailedPrecondition, "see `holdstill rescue --help`")
+            }
+            daemon::Error::Directory { .. } | daemon::Error::Door(_) => {
+                (Exit::Refused, RefusalKind::FailedPrecondition, "")
+            }
+            daemon::Error::History(_)
+            | daemon::Error::Runtime(_)
+            | daemon::Error::Warden(_)
+            | daemon::Error::Serve(_)
+            | daemon::Error::DriverLost => (Exit::Failed, RefusalKind::Aborted, ""),
+        };
+        Failure::local(kind, reason::LOCAL, format!("failed to {error}")).hint(hint).exiting(exit)
     }
 }
 

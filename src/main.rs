@@ -18,7 +18,14 @@ fn main() -> ExitCode {
     }
     let cli = match cli::parse(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(usage) => return usage.print(),
+        Err(cli::Usage::Shown(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(cli::Usage::Wrong { failure, json, exit }) => {
+            client::print_failure(&failure, json);
+            return ExitCode::from(exit);
+        }
     };
     let json = cli.global.json;
     match act(cli) {
@@ -39,7 +46,7 @@ fn act(cli: Cli) -> Result<Option<Answer>, Failure> {
     match &cli.verb {
         Verb::Serve(args) => {
             let loaded = client::settings(args.config.as_deref())?;
-            telemetry::start();
+            let _ = telemetry::init();
             daemon::serve(loaded.settings, &loaded.notes, args.config.clone())?;
             Ok(None)
         }

@@ -5,7 +5,7 @@ use std::{io, pin::Pin};
 
 use prost::Message as _;
 use tokio_stream::Stream;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::{
     access::Peer,

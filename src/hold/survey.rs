@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::Settings,
-    guest::{self, Dev, Guest, Kind, Superblock, databases, platform, preflight, superblock, transient},
+    guest::{self, Dev, Guest, Kind, Superblock, databases, platform, preflight, superblock, tasks, transient},
     proto::{self, Claim, Consistency, Severity, StepKind, StepOutcome},
     step::{
         database::{self, Session, Target},
@@ -302,7 +302,7 @@ impl Survey {
         let targets = preflight::targets(&guest, &self.frozen());
         let Some(first) = in_a_thread(READ_LIMIT, {
             let root = root.clone();
-            move || preflight::blocked_tasks(&root)
+            move || tasks::blocked_tasks(&root)
         })
         .await
         else {
@@ -313,8 +313,8 @@ impl Survey {
         } else {
             tokio::time::sleep(BLOCKED_FOR).await;
             let root = root.clone();
-            let second = in_a_thread(READ_LIMIT, move || preflight::blocked_tasks(&root)).await.unwrap_or_default();
-            preflight::blocked_throughout(&first, &second)
+            let second = in_a_thread(READ_LIMIT, move || tasks::blocked_tasks(&root)).await.unwrap_or_default();
+            tasks::blocked_throughout(&first, &second)
         };
         let findings = in_a_thread(READ_LIMIT, move || {
             let facts = preflight::Facts { blocked, ..preflight::read(&root, &guest) };

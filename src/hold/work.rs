@@ -223,7 +223,7 @@ impl<'a> Work<'a> {
         self.soften(until).await?;
         for index in 0..self.hooks.len() {
             if self.hooks[index].prepare {
-                self.push_hook(index);
+                self.push_hook(index)?;
                 self.run_hook(index, hook::Phase::Prepare, until).await?;
             }
         }
@@ -398,7 +398,7 @@ impl<'a> Work<'a> {
         failpoint::reached("armed").await;
         for index in 0..self.hooks.len() {
             if !self.hooks[index].prepare {
-                self.push_hook(index);
+                self.push_hook(index)?;
             }
             self.run_hook(index, hook::Phase::Freeze, until).await?;
         }
@@ -527,10 +527,13 @@ impl<'a> Work<'a> {
 
     // ---- hooks --------------------------------------------------------------------------------------------------
 
-    fn push_hook(&mut self, index: usize) {
+    fn push_hook(&mut self, index: usize) -> Result<(), End> {
         let hook = &self.hooks[index];
         self.undos.push(Undo::Hook { index, running: None });
-        self.warden.marker().hook_started(&hook.name, &hook.path, hook.limit);
+        if let Err(error) = self.warden.marker().hook_started(&hook.name, &hook.path, hook.limit) {
+            return Err(End::failed(format!("note the hook {} in the marker: {error}", hook.name), ""));
+        }
+        Ok(())
     }
 
     /// Runs one phase; its undo is on the stack already, and gets the running task, so that a dropped future leaves

@@ -3,7 +3,12 @@
 
 pub mod clock;
 pub mod credentials;
+pub mod family;
+pub mod files;
+pub mod freeze;
 pub mod notify;
+pub mod packet;
 pub mod peer;
 pub mod process;
 pub mod sockets;
+pub mod table;
