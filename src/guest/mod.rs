@@ -12,6 +12,7 @@ pub mod superblocks;
 pub mod sysfs;
 pub mod tasks;
 pub mod transient;
+pub mod watchdogs;
 
 use std::{
     fmt, io,
