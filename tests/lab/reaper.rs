@@ -103,7 +103,9 @@ fn thaw(watched: &Watched, which: RawFd) -> i32 {
     fds.retain(|fd| which == ALL || *fd == which);
     let thaws: Vec<Child> = fds
         .iter()
-        .filter_map(|fd| command("fsfreeze").args(["-u", &format!("/proc/{me}/fd/{fd}")]).stderr(Stdio::null()).spawn().ok())
+        .filter_map(|fd| {
+            command("fsfreeze").args(["-u", &format!("/proc/{me}/fd/{fd}")]).stderr(Stdio::null()).spawn().ok()
+        })
         .collect();
     let until = now() + THAW_LIMIT;
     let ended_well = |mut child: Child| finish(&mut child, until.saturating_sub(now())).is_some_and(|s| s.success());

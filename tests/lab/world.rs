@@ -178,7 +178,8 @@ pub fn guard() -> io::Result<()> {
     }
     for mount in &mounts {
         let memory = ["overlay", "proc", "sysfs", "tmpfs"].contains(&mount.fs_type.as_str());
-        let on_loop = mount.dev.starts_with("7:") || (mount.fs_type == "btrfs" && mount.source.starts_with("/dev/loop"));
+        let on_loop =
+            mount.dev.starts_with("7:") || (mount.fs_type == "btrfs" && mount.source.starts_with("/dev/loop"));
         if !memory && !on_loop {
             return refuse(format!("{} ({} {}) is mounted", mount.at, mount.fs_type, mount.dev));
         }
