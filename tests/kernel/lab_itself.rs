@@ -16,6 +16,7 @@ facts! {
     ext4_xfs_and_btrfs_freeze_and_thaw within 60,
     the_reaper_thaws_what_a_fact_left_frozen,
     a_copy_taken_while_frozen_needs_no_recovery,
+    a_private_root_freezes_and_thaws within 60,
     what_postgresql_acknowledged_durably_is_in_a_copy within 90,
     what_mariadb_acknowledged_durably_is_in_a_copy within 90,
 }
@@ -107,4 +108,15 @@ fn a_copy_has_the_ledger(lab: &Lab, engine: Engine) {
     let recovered = lab.serve(engine, &copied.mount.join("data"), Durability::Full);
     let rows = recovered.ledger_rows();
     assert!(rows >= acknowledged, "{acknowledged} were acknowledged, {rows} are in the copy");
+}
+
+fn a_private_root_freezes_and_thaws(lab: &Lab) {
+    let root = lab.private_root();
+    let writer = lab.writer(&root.root);
+    root.root.freeze_by_others();
+    writer.assert_blocked();
+    assert_eq!(root.tool("echo", &["programs run"]).trim(), "programs run");
+    assert!(root.root.thaw_by_others(), "it was frozen");
+    writer.assert_writable_within(Duration::from_secs(2));
+    drop(writer);
 }

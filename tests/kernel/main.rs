@@ -5,10 +5,34 @@
 #[macro_use]
 mod lab;
 
+mod bad_input;
+mod claims;
+mod databases;
+mod filesystems;
+mod grpc_rules;
+mod idle;
 mod lab_itself;
+mod lets_go;
+mod own_only;
+mod private_root;
+mod receipts;
+mod undo;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    lab::main(&[lab_itself::FACTS])
+    lab::main(&[
+        lab_itself::FACTS,
+        bad_input::FACTS,
+        claims::FACTS,
+        filesystems::FACTS,
+        own_only::FACTS,
+        undo::FACTS,
+        lets_go::FACTS,
+        grpc_rules::FACTS,
+        receipts::FACTS,
+        databases::FACTS,
+        private_root::FACTS,
+        idle::FACTS,
+    ])
 }

@@ -31,6 +31,8 @@ pub struct Setup<'lab> {
     config: toml::Table,
     run: PathBuf,
     environment: Vec<(String, String)>,
+    /// what runs the program somewhere else, e.g. in a private root
+    wrapper: Vec<String>,
 }
 
 impl Lab {
@@ -45,8 +47,14 @@ impl Lab {
         let run = self.memory_dir("daemon");
         let text = |path: &Path| path.display().to_string();
         let include: Vec<String> = mounts.iter().map(|m| text(m)).collect();
-        let empty =
-            Setup { lab: self, binary: BINARY.into(), config: toml::Table::new(), run, environment: Vec::new() };
+        let empty = Setup {
+            lab: self,
+            binary: BINARY.into(),
+            config: toml::Table::new(),
+            run,
+            environment: Vec::new(),
+            wrapper: Vec::new(),
+        };
         let (run, state) = (text(&empty.run.join("run")), text(&empty.run.join("state")));
         let (socket, hooks) = (text(&empty.run.join("run/holdstill.sock")), text(&empty.run.join("hooks.d")));
         empty
@@ -96,6 +104,21 @@ impl<'lab> Setup<'lab> {
         self
     }
 
+    /// Runs daemon and verbs inside a private root, from a copy of the program that lies on that root.
+    #[must_use]
+    pub fn inside(mut self, root: &super::private_root::PrivateRoot) -> Self {
+        self.wrapper = root.wrapper();
+        self.binary(Path::new(super::private_root::PROGRAM))
+    }
+
+    /// The program, wherever it has to run.
+    fn program(&self) -> Command {
+        let mut words = self.wrapper.iter().map(String::as_str).chain(self.binary.to_str());
+        let mut command = command(words.next().expect("at least the program"));
+        command.args(words);
+        command
+    }
+
     /// Adds a hook, before or after the daemon started.
     pub fn hook(&self, name: &str, script: &str) {
         use std::os::unix::fs::PermissionsExt;
@@ -124,7 +147,7 @@ impl<'lab> Setup<'lab> {
 
     fn command(&self) -> Command {
         fs::write(self.config_path(), self.config_text()).expect("memory");
-        let mut command = command(self.binary.to_str().expect("cargo's paths are UTF-8"));
+        let mut command = self.program();
         command.arg("serve").arg("--config").arg(self.config_path());
         command.envs(self.environment.iter().map(|(k, v)| (k, v)));
         command
@@ -144,7 +167,8 @@ impl<'lab> Setup<'lab> {
         let mut command = self.command();
         command.stdout(file.try_clone().expect("a descriptor")).stderr(file);
         let child = command.spawn().unwrap_or_else(|e| panic!("failed to start {}: {e}", self.binary.display()));
-        let daemon = Daemon { setup: self, child: RefCell::new(child), killed: Cell::new(false) };
+        let daemon =
+            Daemon { setup: self, child: RefCell::new(child), killed: Cell::new(false), forsaken: Cell::new(false) };
         let socket = daemon.socket();
         let up = until(Duration::from_secs(10), || {
             UnixStream::connect(&socket).is_ok() || daemon.child.borrow_mut().try_wait().is_ok_and(|s| s.is_some())
@@ -160,6 +184,8 @@ pub struct Daemon<'lab> {
     child: RefCell<Child>,
     /// the fact killed it on purpose
     killed: Cell<bool>,
+    /// others clean up after it
+    forsaken: Cell<bool>,
 }
 
 impl<'lab> Daemon<'lab> {
@@ -200,7 +226,7 @@ impl<'lab> Daemon<'lab> {
     }
 
     pub fn sentinel(&self) -> Option<i32> {
-        self.ward("sentinel", 'D')
+        self.ward("senti", 'D')
     }
 
     fn ward(&self, name: &str, state: char) -> Option<i32> {
@@ -216,7 +242,7 @@ impl<'lab> Daemon<'lab> {
 
     /// Starts a verb with `--json`.
     pub fn start_cli(&self, args: &[&str]) -> Running {
-        let mut command = command(BINARY);
+        let mut command = self.setup.program();
         command.arg("--socket").arg(self.socket()).arg("--json").args(args);
         Running::start(self.setup.lab, &mut command)
     }
@@ -264,6 +290,12 @@ impl<'lab> Daemon<'lab> {
         status.and_then(|s| s.code())
     }
 
+    /// Gives up a daemon that was killed with all its processes, without waiting for what only a thaw can end.
+    pub fn forsake(self) -> Setup<'lab> {
+        self.forsaken.set(true);
+        self.setup.clone()
+    }
+
     /// A daemon with the same configuration, after this one has been killed or ended.
     pub fn again(self) -> Daemon<'lab> {
         let setup = self.setup.clone();
@@ -277,6 +309,9 @@ impl Drop for Daemon<'_> {
         let lab = self.setup.lab;
         if std::thread::panicking() {
             eprintln!("---- the daemon's log ----\n{}----", self.log());
+        }
+        if self.forsaken.get() {
+            return;
         }
         let mut child = self.child.borrow_mut();
         if let Ok(Some(status)) = child.try_wait() {

@@ -31,7 +31,6 @@ pub enum Type {
     Ext4,
     Xfs,
     Btrfs,
-    Vfat,
 }
 
 impl Type {
@@ -40,7 +39,6 @@ impl Type {
             Type::Ext4 => "ext4",
             Type::Xfs => "xfs",
             Type::Btrfs => "btrfs",
-            Type::Vfat => "vfat",
         }
     }
 
@@ -50,7 +48,6 @@ impl Type {
             Type::Ext4 => ("mkfs.ext4", &["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"]),
             Type::Xfs => ("mkfs.xfs", &["-q"]),
             Type::Btrfs => ("mkfs.btrfs", &["-q"]),
-            Type::Vfat => ("mkfs.vfat", &[]),
         };
         let mut command = command(program);
         command.args(args);
@@ -60,7 +57,7 @@ impl Type {
     /// Megabytes; the smallest each mkfs accepts without complaint.
     fn usual_size(self) -> u64 {
         match self {
-            Type::Ext4 | Type::Vfat => 64,
+            Type::Ext4 => 64,
             Type::Xfs => 320,
             Type::Btrfs => 256,
         }
@@ -105,6 +102,7 @@ pub struct Fs<'lab> {
     pub disk: Disk,
     /// the reaper's descriptor on it
     watched: i32,
+    mounted: bool,
 }
 
 impl Lab {
@@ -144,7 +142,7 @@ impl Lab {
         tool(command("mount").args(["-t", kind.name(), "-o", options]).arg(&disk.device).arg(mount));
         world::guard().expect("everything mounted is the lab's");
         let watched = self.reaper.watch(mount).expect("the reaper answers");
-        Fs { lab: self, kind, mount: mount.to_owned(), disk, watched }
+        Fs { lab: self, kind, mount: mount.to_owned(), disk, watched, mounted: true }
     }
 
     fn has(&self, program: &Command) -> bool {
@@ -191,6 +189,11 @@ impl Fs<'_> {
         copy
     }
 
+    /// A fact has unmounted it itself: there is nothing left to unmount.
+    pub fn is_unmounted(mut self) {
+        self.mounted = false;
+    }
+
     /// Whether a small write by another process ends within `limit`.
     pub fn writable_within(&self, limit: Duration) -> bool {
         let file = self.mount.join(".lab-probe");
@@ -206,11 +209,12 @@ impl Drop for Fs<'_> {
             Ok(true) => self.lab.trouble(format!("{} was still frozen when it was to be unmounted", self.at())),
             Err(e) => self.lab.trouble(format!("the reaper does not answer: {e}")),
         }
-        let unmounted = until(LIMIT, || {
-            let mut umount = command("umount");
-            let umount = umount.arg(&self.mount).stderr(std::process::Stdio::null()).spawn();
-            finish(&mut umount.expect("util-linux"), LIMIT).is_some_and(|s| s.success())
-        });
+        let unmounted = !self.mounted
+            || until(LIMIT, || {
+                let mut umount = command("umount");
+                let umount = umount.arg(&self.mount).stderr(std::process::Stdio::null()).spawn();
+                finish(&mut umount.expect("util-linux"), LIMIT).is_some_and(|s| s.success())
+            });
         if !unmounted {
             self.lab.trouble(format!("{} stays busy", self.at()));
             let _ = finish(&mut command("umount").arg("-l").arg(&self.mount).spawn().expect("util-linux"), LIMIT);

@@ -20,6 +20,7 @@ pub mod database;
 pub mod disk;
 pub mod grpc;
 pub mod harness;
+pub mod private_root;
 pub mod process;
 pub mod reaper;
 pub mod world;
@@ -33,7 +34,7 @@ use std::{
     time::Duration,
 };
 
-pub use daemon::{Answer, Daemon};
+pub use daemon::Daemon;
 pub use disk::{Fs, Type};
 pub use holdstill::sys::clock::monotonic as now;
 pub use process::{command, finish, until};
