@@ -674,28 +674,27 @@ async fn open(target: &Target, user: &str, deadline: Deadline) -> Result<Link, E
         let read = read.map_err(|failed| io_error("read the password file of", failed))?;
         options = options.pass(Some(read.map_err(|(why, hint)| problem(why, hint))?));
     }
-    let (short, file_name) = match &target.at {
+    let (short, full) = match &target.at {
         Address::Socket(path) => {
             let path = path.clone();
             let found = look(deadline, move || {
                 let path = std::fs::canonicalize(socket_file(Engine::Mysql, &path)?)?;
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                Ok((ShortPath::new(&path)?, name))
+                Ok((ShortPath::new(&path)?, path))
             });
-            let (short, name) = found.await.map_err(|failed| io_error(CONNECT, failed))?;
+            let (short, full) = found.await.map_err(|failed| io_error(CONNECT, failed))?;
             let Some(text) = short.as_path().to_str() else {
                 return Err(problem("the path of its socket is not valid UTF-8".to_owned(), String::new()));
             };
             options = options.socket(Some(text));
-            (Some(short), name)
+            (Some(short), full)
         }
         Address::Tcp { host, port } => {
             options = options.ip_or_hostname(host).tcp_port(*port);
-            (None, String::new())
+            (None, PathBuf::new())
         }
     };
     let peer = match &target.at {
-        Address::Socket(_) => sockets::Peer::Unix { file_name: &file_name },
+        Address::Socket(_) => sockets::Peer::Unix { path: &full },
         Address::Tcp { port, .. } => sockets::Peer::Tcp { port: *port },
     };
 
