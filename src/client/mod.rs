@@ -11,8 +11,6 @@ pub mod hooks;
 pub mod live;
 pub mod show;
 pub mod stdio;
-#[cfg(test)]
-mod tests;
 
 use std::{
     io::{IsTerminal, Write},

@@ -3,3 +3,4 @@
 
 pub mod clock;
 pub mod process;
+pub mod run_child;
