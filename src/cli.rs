@@ -31,8 +31,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PATH", env = "HOLDSTILL_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
 
-    /// Where the daemon is: unix:PATH (in this version nothing else)
-    #[arg(long, global = true, value_name = "ENDPOINT", value_parser = endpoint, conflicts_with = "socket")]
+    /// Where the daemon is: unix:PATH (in this version nothing else); goes before --socket
+    #[arg(long, global = true, value_name = "ENDPOINT", value_parser = endpoint)]
     pub endpoint: Option<PathBuf>,
 
     /// Print exactly one JSON document on stdout; text for people goes to stderr

@@ -228,6 +228,12 @@ impl From<Refusal> for Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Failure {
+        // only a status made on this side has a source: the connection broke before there was an answer
+        if std::error::Error::source(&status).is_some() {
+            let message = format!("the daemon went away before it answered: {}", status.message());
+            return Failure::local(RefusalKind::Unavailable, reason::DAEMON_UNREACHABLE, message)
+                .hint("whatever it held is let go; `holdstill status` says where things stand");
+        }
         let (exit, code) = meaning(status.code());
         let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
         let (reason, mut metadata) = match info {

@@ -45,7 +45,9 @@ fn freeze_says_what_is_held_and_what_to_do_next() {
     let last = out(&output).lines().last().map(str::to_owned);
     assert_eq!(
         last.as_deref(),
-        Some("held: 1 file system, application-consistent, for at most 60 s (hold h1): take the snapshot, then `holdstill thaw h1`")
+        Some(
+            "held: 1 file system, application-consistent, for at most 60 s (hold h1): take the snapshot, then `holdstill thaw h1`"
+        )
     );
 }
 
@@ -76,7 +78,10 @@ fn a_refused_freeze_exits_as_the_contract_says_with_its_hint() {
         assert_eq!((code(&output), out(&output).as_str()), (exit, ""));
         assert_eq!(err(&output), "holdstill: it would stall\nhint: wait\n");
         let error = &document(&daemon.run(&["freeze", "--json"]))["error"];
-        assert_eq!((&error["reason"], &error["hint"], &error["hold_id"]), (&"WOULD_STALL".into(), &"wait".into(), &"h0".into()));
+        assert_eq!(
+            (&error["reason"], &error["hint"], &error["hold_id"]),
+            (&"WOULD_STALL".into(), &"wait".into(), &"h0".into())
+        );
     }
 }
 
@@ -87,19 +92,31 @@ fn freeze_refuses_to_write_to_what_it_is_about_to_hold_and_suggests_run() {
     let dev = file.metadata().expect("stat").dev();
     let numbers = (nix::sys::stat::major(dev), nix::sys::stat::minor(dev));
     let numbers = (u32::try_from(numbers.0).expect("small"), u32::try_from(numbers.1).expect("small"));
-    let plan = proto::Report { steps: vec![filesystem("/dev/shm", numbers, proto::StepOutcome::Planned)], ..Default::default() };
+    let plan = proto::Report {
+        steps: vec![filesystem("/dev/shm", numbers, proto::StepOutcome::Planned)],
+        ..Default::default()
+    };
     let check = proto::CheckResponse { plan: Some(plan), ..Default::default() };
     let daemon = Fake { check, ..Fake::default() }.start();
     let output = daemon.holdstill(&["freeze"]).stdout(file).output().expect("it starts");
     assert_eq!(code(&output), 2);
-    assert!(err(&output).contains("is a file on /dev/shm") && err(&output).contains("holdstill run -- CMD"), "{}", err(&output));
+    assert!(
+        err(&output).contains("is a file on /dev/shm") && err(&output).contains("holdstill run -- CMD"),
+        "{}",
+        err(&output)
+    );
     assert_eq!(daemon.asked(), ["check"], "nothing was held");
     assert_eq!(code(&daemon.run(&["freeze"])), 0, "a pipe is no disk");
 }
 
 #[test]
 fn thaw_exits_3_only_when_the_hold_was_broken() {
-    let cases = [(proto::Verdict::Unbroken, 0), (proto::Verdict::NeverHeld, 0), (proto::Verdict::Broken, 3), (proto::Verdict::Unspecified, 1)];
+    let cases = [
+        (proto::Verdict::Unbroken, 0),
+        (proto::Verdict::NeverHeld, 0),
+        (proto::Verdict::Broken, 3),
+        (proto::Verdict::Unspecified, 1),
+    ];
     for (verdict, exit) in cases {
         let daemon = Fake { thaw: Ok(report(verdict)), ..Fake::default() }.start();
         assert_eq!(code(&daemon.run(&["thaw", "h1", "--snapshot-ref", "snap-1"])), exit, "{verdict:?}");
@@ -146,7 +163,30 @@ fn nobody_listening_is_exit_5_with_one_sentence_and_a_hint() {
     let output = bare(&["status", "--socket", "/nowhere/s", "--json"]);
     assert_eq!(code(&output), 5);
     assert_eq!(document(&output)["error"]["reason"], "DAEMON_UNREACHABLE");
-    assert!(err(&output).starts_with("holdstill: failed to connect to /nowhere/s: no daemon is listening there\nhint: start it"));
+    assert!(
+        err(&output)
+            .starts_with("holdstill: failed to connect to /nowhere/s: no daemon is listening there\nhint: start it")
+    );
+}
+
+#[test]
+fn a_daemon_that_goes_away_before_it_answers_is_exit_5() {
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a temporary directory");
+    let socket = dir.path().join("s");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind");
+    // accepts, reads what HTTP/2 begins with and says nothing more
+    let server = std::thread::spawn(move || {
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().expect("somebody asks");
+            std::io::Read::read_exact(&mut stream, &mut [0; 24]).expect("the preface");
+        }
+    });
+    let socket = socket.to_str().expect("UTF-8");
+    for verb in ["freeze", "thaw"] {
+        let output = bare(&[verb, "--socket", socket]);
+        assert_eq!(code(&output), 5, "{}", err(&output));
+    }
+    server.join().expect("it served both");
 }
 
 #[test]
@@ -175,7 +215,14 @@ fn rehearse_holds_under_a_lease_and_lets_go_at_once() {
 #[test]
 fn run_passes_on_the_commands_status_and_prints_its_output_after_the_release() {
     let daemon = Fake::default().start();
-    let output = daemon.run(&["run", "--no-overlay", "--", "sh", "-c", "echo out $HOLDSTILL_HOLD_ID; echo err >&2; read x; exit 7"]);
+    let output = daemon.run(&[
+        "run",
+        "--no-overlay",
+        "--",
+        "sh",
+        "-c",
+        "echo out $HOLDSTILL_HOLD_ID; echo err >&2; read x; exit 7",
+    ]);
     assert_eq!((code(&output), out(&output).as_str()), (7, "out h1\n"));
     assert!(err(&output).starts_with("err\nholdstill: unbroken: "), "{}", err(&output));
     assert_eq!(daemon.asked(), ["check", "hold ", "thaw h1"]);
@@ -239,7 +286,14 @@ fn run_writes_the_record_after_the_release_also_of_a_failure() {
     Fake::default().start().run(&["run", "--no-overlay", "--report", file, "--", "true"]);
     assert_eq!(read()["report"]["verdict"], "unbroken");
     let refusal = Refusal::new(RefusalKind::FailedPrecondition, "HOLD_IN_PROGRESS", "another hold");
-    Fake { lease: Lease::Refused(refusal), ..Fake::default() }.start().run(&["run", "--no-overlay", "--report", file, "--", "true"]);
+    Fake { lease: Lease::Refused(refusal), ..Fake::default() }.start().run(&[
+        "run",
+        "--no-overlay",
+        "--report",
+        file,
+        "--",
+        "true",
+    ]);
     assert_eq!(read()["error"]["reason"], "HOLD_IN_PROGRESS");
 }
 

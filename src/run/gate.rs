@@ -86,7 +86,10 @@ fn wait_and_become(args: &cli::Gate, socket: &mut UnixStream) -> Result<(), Fail
 fn prepare_stage(stage: &Path) -> Result<(), Failure> {
     let step = |what: &str, done: nix::Result<()>| done.map_err(|e| failed(what)(e.into()));
     step("make a private mount namespace", unshare(CloneFlags::CLONE_NEWNS))?;
-    step("keep mounts private", mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>))?;
+    step(
+        "keep mounts private",
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>),
+    )?;
     let options = format!("mode=0700,size={}", upper_size(&fs::read_to_string("/proc/meminfo").unwrap_or_default()));
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
     step("mount a tmpfs", mount(Some("holdstill-run"), stage, Some("tmpfs"), flags, Some(options.as_str())))?;
@@ -119,7 +122,9 @@ fn build(stage: &Path, held: &BTreeSet<crate::guest::Dev>) -> Result<(), Failure
 
 fn place(stage: &Path, root: &Path, i: usize, piece: &Piece) -> Result<(), Failure> {
     let target = root.join(piece.at.strip_prefix("/").unwrap_or(&piece.at));
-    let step = |what: &str, done: nix::Result<()>| done.map_err(|e| failed(format!("{what} {}", piece.at.display()))(e.into()));
+    let step = |what: &str, done: nix::Result<()>| {
+        done.map_err(|e| failed(format!("{what} {}", piece.at.display()))(e.into()))
+    };
     let bind = |more: MsFlags| mount(Some(&piece.at), &target, None::<&str>, MsFlags::MS_BIND | more, None::<&str>);
     match piece.how {
         How::Bind => step("bind", bind(MsFlags::empty())),

@@ -11,8 +11,8 @@
 
 pub mod gate;
 mod keep;
-pub mod overlay;
 mod output;
+pub mod overlay;
 
 use std::{
     collections::BTreeSet,
@@ -65,12 +65,12 @@ const DRAIN_LIMIT: Duration = Duration::from_millis(500);
 /// Why CMD did not run, or not under a hold: everything is let go.
 struct NotRun {
     status: u8,
-    failure: Failure,
+    failure: Box<Failure>,
 }
 
 impl From<Failure> for NotRun {
     fn from(failure: Failure) -> NotRun {
-        NotRun { status: RUN_NOT_HELD, failure }
+        NotRun { status: RUN_NOT_HELD, failure: Box::new(failure) }
     }
 }
 
@@ -130,7 +130,7 @@ async fn held(daemon: &Daemon, args: &cli::Run) -> Result<Ran, NotRun> {
     }
     if let Err(failure) = gate.open(&id).await {
         let _ = thaw(&mut client, &id).await;
-        return Err(NotRun { status: RUN_NOT_EXECUTABLE, failure });
+        return Err(NotRun { status: RUN_NOT_EXECUTABLE, failure: Box::new(failure) });
     }
     let ended = watched(pid, &mut end, lease, &mut signals).await;
     let released = thaw(&mut client, &id).await;
@@ -188,7 +188,9 @@ fn kept(stage: Option<&keep::Stage>, paths: &[PathBuf]) -> bool {
         };
         let line = match told {
             Ok(keep::Kept::Copied(n)) => format!("kept {} ({n} {})", path.display(), show::plural(n, "file", "files")),
-            Ok(keep::Kept::AlreadySo) => format!("nothing to keep: the command wrote nothing to {} in memory", path.display()),
+            Ok(keep::Kept::AlreadySo) => {
+                format!("nothing to keep: the command wrote nothing to {} in memory", path.display())
+            }
             Err(error) => {
                 all = false;
                 format!("failed to keep {}: {error}", path.display())
@@ -202,9 +204,9 @@ fn kept(stage: Option<&keep::Stage>, paths: &[PathBuf]) -> bool {
 /// Finds the program as a shell would. 127 not found, 126 not executable.
 fn resolve(command: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, NotRun> {
     let name = command.display();
-    let refused = |status, why: &str| NotRun {
-        status,
-        failure: Failure::local(RefusalKind::NotFound, reason::LOCAL, format!("failed to run {name}: {why}")),
+    let refused = |status, why: &str| {
+        let failure = Failure::local(RefusalKind::NotFound, reason::LOCAL, format!("failed to run {name}: {why}"));
+        NotRun { status, failure: Box::new(failure) }
     };
     let candidates: Vec<PathBuf> = if command.as_bytes().contains(&b'/') {
         vec![PathBuf::from(command)]
@@ -220,7 +222,11 @@ fn resolve(command: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, NotRun> {
         }
         unusable = true;
     }
-    Err(if unusable { refused(RUN_NOT_EXECUTABLE, "it is not executable") } else { refused(RUN_NOT_FOUND, "it was not found") })
+    Err(if unusable {
+        refused(RUN_NOT_EXECUTABLE, "it is not executable")
+    } else {
+        refused(RUN_NOT_FOUND, "it was not found")
+    })
 }
 
 /// What would be held; refused here is refused before anything was set up.
@@ -264,7 +270,8 @@ impl Scaffold {
     /// In memory if there is such a place: then it can be removed while disks are held.
     fn new(held: &BTreeSet<Dev>) -> Result<Scaffold, Failure> {
         let places = ["/run", "/dev/shm", "/tmp"].map(Path::new);
-        let in_memory = |p: &&Path| statfs(*p).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC) && !held.contains(&dev(p));
+        let in_memory =
+            |p: &&Path| statfs(*p).is_ok_and(|s| s.filesystem_type() == TMPFS_MAGIC) && !held.contains(&dev(p));
         let place = places.iter().copied().find(in_memory).unwrap_or(Path::new("/tmp"));
         let dir = place.join(format!("holdstill-run-{}", std::process::id()));
         // left by a process of the same number that was killed
@@ -331,7 +338,10 @@ impl Gate {
         match tokio::time::timeout(SETUP_LIMIT, self.words.next_line()).await {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(word))) => {
-                let what = word.strip_prefix(gate::FAILED).and_then(|rest| rest.split_once(' ')).map_or(word.as_str(), |w| w.1);
+                let what = word
+                    .strip_prefix(gate::FAILED)
+                    .and_then(|rest| rest.split_once(' '))
+                    .map_or(word.as_str(), |w| w.1);
                 Err(Failure::local(RefusalKind::FailedPrecondition, reason::LOCAL, format!("failed to {what}")))
             }
             Ok(Err(error)) => Err(Failure::io("talk to the gate", &error)),
@@ -434,7 +444,8 @@ async fn watched(
 }
 
 fn released(event: &Option<Result<proto::HoldResponse, tonic::Status>>) -> bool {
-    let what = event.as_ref().and_then(|e| e.as_ref().ok()).and_then(|e| e.event.as_ref()).and_then(|e| e.what.as_ref());
+    let what =
+        event.as_ref().and_then(|e| e.as_ref().ok()).and_then(|e| e.event.as_ref()).and_then(|e| e.what.as_ref());
     matches!(what, Some(proto::event::What::Released(_)))
 }
 

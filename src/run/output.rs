@@ -74,7 +74,8 @@ impl Output {
     /// something running in the background: that is waited for no longer than `limit`.
     pub fn write(&self, limit: Duration) {
         let guard = self.kept.0.lock().expect("no holder panics");
-        let (mut kept, _) = self.kept.1.wait_timeout_while(guard, limit, |kept| kept.open > 0).expect("no holder panics");
+        let (mut kept, _) =
+            self.kept.1.wait_timeout_while(guard, limit, |kept| kept.open > 0).expect("no holder panics");
         let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
         let kept = std::mem::take(&mut *kept);
         for (stream, chunk) in kept.head {

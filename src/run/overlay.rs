@@ -167,7 +167,8 @@ impl<'a> Tree<'a> {
 
 /// Where in the upper layers a path of the command's view is: the overlay that covers it, and the path within.
 pub fn within<'a>(overlays: &'a [PathBuf], path: &'a Path) -> Option<(usize, &'a Path)> {
-    let longest = overlays.iter().enumerate().filter(|(_, at)| path.starts_with(at)).max_by_key(|(_, at)| at.as_os_str().len());
+    let longest =
+        overlays.iter().enumerate().filter(|(_, at)| path.starts_with(at)).max_by_key(|(_, at)| at.as_os_str().len());
     longest.and_then(|(i, at)| Some((i, path.strip_prefix(at).ok()?)))
 }
 

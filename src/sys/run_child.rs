@@ -107,7 +107,8 @@ pub fn become_command(program: &OsStr, name: &OsStr, args: &[OsString], hold_id:
 /// Marks every descriptor from `first` on to be closed by execve(2); they stay usable should that fail.
 fn close_on_exec_from(first: i32) -> io::Result<()> {
     let names: Vec<_> = fs::read_dir("/proc/self/fd")?.collect::<Result<_, _>>()?;
-    for fd in names.iter().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|fd| *fd >= first) {
+    for fd in names.iter().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|fd| *fd >= first)
+    {
         // JUSTIFICATION: descriptors we merely inherited have no owner in this program to borrow from
         // SAFETY: the flag of an open descriptor is changed, nothing is closed or aliased; EBADF (the directory's own,
         // closed by now) is an error code

@@ -216,12 +216,18 @@ impl HoldstillService for Service {
         Ok(Response::new(Box::pin(tokio_stream::iter(first).chain(last))))
     }
 
-    async fn get_status(&self, _: Request<proto::GetStatusRequest>) -> Result<Response<proto::GetStatusResponse>, Status> {
+    async fn get_status(
+        &self,
+        _: Request<proto::GetStatusRequest>,
+    ) -> Result<Response<proto::GetStatusResponse>, Status> {
         self.note("status");
         Ok(Response::new(self.fake.status.clone()))
     }
 
-    async fn get_report(&self, request: Request<proto::GetReportRequest>) -> Result<Response<proto::GetReportResponse>, Status> {
+    async fn get_report(
+        &self,
+        request: Request<proto::GetReportRequest>,
+    ) -> Result<Response<proto::GetReportResponse>, Status> {
         let id = &request.get_ref().id;
         let report = self.fake.reports.iter().find(|r| r.id == *id).cloned();
         match report {
