@@ -2,4 +2,9 @@
 #![expect(unsafe_code, reason = "this is the room for it; every block says why and why it is sound")]
 
 pub mod clock;
+pub mod family;
+pub mod files;
+pub mod freeze;
+pub mod packet;
 pub mod process;
+pub mod table;
