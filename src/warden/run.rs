@@ -327,10 +327,12 @@ pub(super) fn leave(marker: &Marker, run: &Path, config: Option<&Path>) -> i32 {
     let unsettled = |entry: super::entry::Entry<'_>| {
         entry.frozen_once().load(SeqCst) != 0 && entry.returned().load(SeqCst) == 0 && entry.released().is_some()
     };
+    let own = std::process::id().cast_signed();
+    let lives = |identity: family::Identity| identity.pid != own && identity.doing() != Doing::Dead;
     let needed = marker.holds()
         || !marker.hooks_not_undone().is_empty()
         || marker.rcu_raised().load(SeqCst) != 0
-        || marker.daemon().is_some_and(|daemon| daemon.doing() != Doing::Dead)
+        || marker.daemon().into_iter().chain(marker.warden()).any(lives)
         || marker.entries().any(unsettled);
     if !needed {
         marker.set_phase(Phase::LetGo);

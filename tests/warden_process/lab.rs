@@ -52,15 +52,20 @@ impl Lab {
 
     pub fn add(&mut self, fs: Fs) -> PathBuf {
         let image = self.dir.join(format!("image{}", self.mounts.len()));
-        self.mount_image(fs, &image)
+        let size = match fs {
+            Fs::Ext4 => 48,
+            Fs::Xfs => 320,
+            Fs::Btrfs => 128,
+        };
+        self.mount_image_of(fs, &image, size)
     }
 
-    /// Makes the image file, a file system in it, and mounts it.
-    pub fn mount_image(&mut self, fs: Fs, image: &Path) -> PathBuf {
-        let (size, mkfs): (u64, &[&str]) = match fs {
-            Fs::Ext4 => (48, &["mkfs.ext4", "-q", "-F"]),
-            Fs::Xfs => (320, &["mkfs.xfs", "-q", "-f"]),
-            Fs::Btrfs => (128, &["mkfs.btrfs", "-q", "-f"]),
+    /// Makes an image file of so many MiB, a file system in it, and mounts it.
+    pub fn mount_image_of(&mut self, fs: Fs, image: &Path, size: u64) -> PathBuf {
+        let mkfs: &[&str] = match fs {
+            Fs::Ext4 => &["mkfs.ext4", "-q", "-F"],
+            Fs::Xfs => &["mkfs.xfs", "-q", "-f"],
+            Fs::Btrfs => &["mkfs.btrfs", "-q", "-f"],
         };
         fs::File::create(image).unwrap().set_len(size << 20).unwrap();
         call(mkfs.iter().map(OsStr::new).chain([image.as_os_str()]));
