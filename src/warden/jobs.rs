@@ -56,7 +56,7 @@ struct Thawing {
 }
 
 struct Ending {
-    seq: Option<u32>,
+    seq: u32,
     since: Duration,
     said: bool,
 }
@@ -261,7 +261,7 @@ impl Hold {
     }
 
     /// Ends all children as their file systems are let go, and answers when they are gone.
-    pub(super) fn start_end(&mut self, seq: Option<u32>, now: Duration) {
+    pub(super) fn start_end(&mut self, seq: u32, now: Duration) {
         if self.house.marker.holds() && !self.jobs.thawing() {
             self.start_thaw(None, now);
         }
@@ -283,10 +283,8 @@ impl Hold {
         if !said && (self.childless() || now >= since + DIE) {
             family::unlock_memory();
             self.sockets.clear();
-            if let Some(seq) = seq {
-                self.rest();
-                self.say(seq, Word::Ended);
-            }
+            self.rest();
+            self.say(seq, Word::Ended);
             self.jobs.end = Some(Ending { seq, since, said: true });
         }
     }

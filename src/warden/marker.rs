@@ -34,7 +34,7 @@ use super::{
 };
 use crate::sys::{
     clock,
-    family::Identity,
+    family::{Doing, Identity},
     table::{self, Table},
 };
 
@@ -339,9 +339,12 @@ impl Marker {
         Reason::from_number(self.table.u32(32).load(Acquire))
     }
 
-    /// The only one of several processes for which this is `true` becomes the rescue.
+    /// `true` for the one of several processes that becomes the rescue, and for a next one should that die.
     pub fn claim_rescue(&self, pid: i32) -> bool {
-        self.claim().compare_exchange(0, pid.unsigned_abs(), AcqRel, Acquire).is_ok()
+        let claimed = self.claim().load(Acquire);
+        let alive = |pid: u32| Identity::of(pid.cast_signed()).is_some_and(|claimant| claimant.doing() != Doing::Dead);
+        let free = claimed == 0 || !alive(claimed);
+        free && self.claim().compare_exchange(claimed, pid.unsigned_abs(), AcqRel, Acquire).is_ok()
     }
 
     /// Takes over a claim (rescue holds the marker's lock, so its predecessor is gone).
@@ -516,9 +519,14 @@ mod tests {
     }
 
     #[test]
-    fn only_one_process_becomes_the_rescue() {
+    fn only_one_process_becomes_the_rescue_unless_it_dies() {
         let run = tempfile::tempdir().unwrap();
         let marker = Marker::create(run.path()).unwrap();
-        assert!(marker.claim_rescue(7) && !marker.claim_rescue(8));
+        let (one, other) = (std::process::id().cast_signed(), std::os::unix::process::parent_id().cast_signed());
+        assert!(marker.claim_rescue(one) && !marker.claim_rescue(other));
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        marker.take_rescue(dead.id().cast_signed());
+        assert!(marker.claim_rescue(other));
     }
 }

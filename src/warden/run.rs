@@ -143,11 +143,17 @@ impl Warden {
             }
             self.tick(now);
             self.advance(now);
-            if self.lost && self.hold.as_ref().is_none_or(|hold| hold.jobs.over()) {
-                return match self.hold {
-                    Some(_) => leave(&self.house.marker, &self.house.run, self.house.config.as_deref()),
-                    None => 0,
-                };
+            if self.lost {
+                match &self.hold {
+                    None => return 0,
+                    // guardians are not told to exit: until all is undone any of them may have to go on with it
+                    Some(hold) if !hold.jobs.thawing() => {
+                        let House { marker, run, config, .. } = &*self.house;
+                        let claimed = marker.claim_rescue(std::process::id().cast_signed());
+                        return if claimed { leave(marker, run, config.as_deref()) } else { 0 };
+                    }
+                    Some(_) => {}
+                }
             }
         }
     }
@@ -221,7 +227,7 @@ impl Warden {
             }
             Order::Freeze { levels, expedite, limit } => hold.start_freeze(seq, &levels, expedite, limit, now),
             Order::Thaw => hold.start_thaw(Some(seq), now),
-            Order::End => hold.start_end(Some(seq), now),
+            Order::End => hold.start_end(seq, now),
         }
     }
 
@@ -298,9 +304,6 @@ impl Warden {
     fn advance(&mut self, now: Duration) {
         let Some(hold) = &mut self.hold else { return };
         hold.advance(now);
-        if self.lost && !hold.jobs.thawing() && !hold.jobs.ending() {
-            hold.start_end(None, now);
-        }
         self.outbox.extend(hold.says.drain(..));
         if hold.jobs.over() && hold.childless() && !self.lost {
             hold.rest();

@@ -514,14 +514,19 @@ fn a_freeze_and_thaw_is_fast() {
     for count in [1, 8] {
         let lab = Lab::ext4("fast", count);
         let mut daemon = Daemon::start(&lab.run());
-        let mut overheads: Vec<u64> = (0..9).map(|_| {
-            daemon.prepare(&lab.mounts);
-            let answer = daemon.ask(&format!("cycle {count}"));
-            assert_eq!(daemon.ask("end"), "ended");
-            let numbers: Vec<u64> = answer.split(' ').skip(1).map(|number| number.parse().unwrap()).collect();
-            println!("     {count} ext4: freeze {} us, thaw {} us, longest FIFREEZE {} us", numbers[0], numbers[1], numbers[2]);
-            numbers[0] - numbers[2] + numbers[1]
-        }).collect();
+        let mut overheads: Vec<u64> = (0..9)
+            .map(|_| {
+                daemon.prepare(&lab.mounts);
+                let answer = daemon.ask(&format!("cycle {count}"));
+                assert_eq!(daemon.ask("end"), "ended");
+                let numbers: Vec<u64> = answer.split(' ').skip(1).map(|number| number.parse().unwrap()).collect();
+                println!(
+                    "     {count} ext4: freeze {} us, thaw {} us, longest FIFREEZE {} us",
+                    numbers[0], numbers[1], numbers[2]
+                );
+                numbers[0] - numbers[2] + numbers[1]
+            })
+            .collect();
         overheads.sort_unstable();
         // generous: this machine is busy; what matters is that nothing waits for a timer
         assert!(overheads[4] < 20_000, "median overhead {} us", overheads[4]);
