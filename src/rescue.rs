@@ -143,6 +143,7 @@ pub fn run(run: &Path, environment: &BTreeMap<String, String>) -> Result<Rescued
     marker.let_go_because(Reason::DaemonLost);
     end_warden(&marker, &mut rescued);
     thaw(&marker, run, &mut rescued);
+    marker.end_stopped();
     settle_receipts(&marker, &mut rescued);
     run_hooks(&marker, environment, &mut rescued);
     match rcu::restore(Path::new("/"), &marker) {

@@ -139,6 +139,7 @@ impl Hold {
                 Some(Ok(_)) | None => None,
             });
             if failed.is_some() || level + 1 >= self.jobs.levels.len() {
+                let failed = failed.or_else(|| self.unproven());
                 return self.finish_freeze(failed);
             }
             if self.jobs.let_go {
@@ -149,6 +150,17 @@ impl Hold {
             self.jobs.freeze = self.jobs.freeze.take().map(|freezing| Freezing { level: level + 1, ..freezing });
             self.freeze_level(level + 1);
         }
+    }
+
+    /// Success is what is proven at the end: every one is still ours, and no sentinel has come back.
+    fn unproven(&self) -> Option<NotFrozen> {
+        let all = self.jobs.levels.iter().flatten().copied().filter(|&index| self.guards[index].target.freeze);
+        let mut lost = all.filter(|&index| {
+            let entry = self.entry(index);
+            entry.state() != State::Ours || entry.returned().load(SeqCst) != 0
+        });
+        let fault = Fault::because("it did not stay frozen");
+        lost.next().map(|index| NotFrozen::Fault { index, fault })
     }
 
     fn finish_freeze(&mut self, failed: Option<NotFrozen>) {

@@ -301,7 +301,7 @@ impl Marker {
 
     pub fn entry(&self, index: usize) -> Entry<'_> {
         assert!(index < MOST_FILESYSTEMS, "the marker has room for 512 file systems");
-        Entry::new(&self.table, ENTRIES_AT + index * super::entry::SIZE)
+        Entry::new(&self.table, ENTRIES_AT + index * super::entry::SIZE, self.generation().load(Acquire))
     }
 
     /// At least `count` entries are in use.
@@ -312,6 +312,14 @@ impl Marker {
     /// Is there a file system that is, or may be, frozen by us?
     pub fn holds(&self) -> bool {
         self.entries().any(|entry| entry.state().holds())
+    }
+
+    /// Ends guardians and sentinels that are stopped and hold nothing: they would stay for ever.
+    pub fn end_stopped(&self) {
+        for entry in self.entries().filter(|entry| !entry.state().holds()) {
+            let members = entry.owner().into_iter().chain(entry.sentinel());
+            members.filter(|member| member.doing() == Doing::Stopped).for_each(Identity::kill);
+        }
     }
 
     /// `None` until armed.

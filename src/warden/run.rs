@@ -136,7 +136,7 @@ impl Warden {
                     Voice::Lingering => self.lingering.retain(|(_, child)| child.reap().is_none()),
                     Voice::Hold(source) => {
                         if let Some(hold) = &mut self.hold {
-                            hold.died(source, now);
+                            hold.notice(source, now);
                         }
                     }
                 }
@@ -327,6 +327,7 @@ impl Warden {
 /// The last thing a warden or guardian does after a hold whose daemon is lost: become `holdstill rescue` if there is
 /// anything left that only rescue can do. Returns the exit status if not.
 pub(super) fn leave(marker: &Marker, run: &Path, config: Option<&Path>) -> i32 {
+    marker.end_stopped();
     let unsettled = |entry: super::entry::Entry<'_>| {
         entry.frozen_once().load(SeqCst) != 0 && entry.returned().load(SeqCst) == 0 && entry.released().is_some()
     };

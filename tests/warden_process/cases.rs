@@ -1,11 +1,21 @@
 //! The facts.
 
-use std::{ffi::OsStr, fs, io::Read, net::TcpListener, path::Path, process::Command, time::Duration};
+use std::{
+    ffi::OsStr,
+    fs,
+    io::{BufRead, BufReader, Read},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use holdstill::{
     sys::clock::monotonic,
     warden::{
         Reason,
+        entry::State,
         marker::{Deadline, Marker, Phase},
     },
 };
@@ -13,7 +23,7 @@ use nix::sys::signal::Signal::{SIGKILL, SIGSTOP};
 
 use crate::{
     daemon::{Daemon, prepare},
-    lab::{Fs, Lab, Probe, call, family, foreign, member, signal, wait_until},
+    lab::{Fs, Lab, Probe, Reaper, call, family, foreign, member, signal, wait_until},
 };
 
 type Case = (&'static str, fn());
@@ -51,6 +61,13 @@ pub const ALL: &[Case] = cases![
     database_sockets_die_with_the_daemon,
     a_warden_without_a_hold_follows_its_daemon,
     a_freeze_and_thaw_is_fast,
+    started_hooks_are_undone_newest_first_whoever_is_killed,
+    a_guardian_killed_inside_fifreeze_leaves_nothing_frozen,
+    a_freeze_the_kernel_cannot_finish_is_named_and_let_go_when_it_lands,
+    a_freeze_stuck_in_the_kernel_forbids_the_next_hold_until_it_lands,
+    a_file_system_mounted_only_in_another_namespace_is_held_there,
+    whatever_is_killed_or_stopped_at_whatever_instant_is_let_go,
+    an_idle_warden_sleeps_and_is_small,
 ];
 
 const MS: Duration = Duration::from_millis(1);
@@ -341,8 +358,12 @@ fn a_foreign_freeze_is_refused_while_preparing() {
     }
     Probe::start(&lab.mounts[0]).assert_blocked();
     foreign("-u", &lab.mounts[0]);
-    daemon.prepare(&lab.mounts);
-    assert_eq!(daemon.ask("end"), "ended");
+    wait_until("what was stuck has left the kernel", S, || {
+        assert_eq!(daemon.ask("begin h-1"), "begun");
+        let prepared = daemon.ask(&prepare("receipt", &lab.mounts)) == "prepared ok ok";
+        assert_eq!(daemon.ask("end"), "ended");
+        prepared
+    });
     drop(daemon);
     assert_nothing_left(&lab);
 }
@@ -531,4 +552,216 @@ fn a_freeze_and_thaw_is_fast() {
         // generous: this machine is busy; what matters is that nothing waits for a timer
         assert!(overheads[4] < 20_000, "median overhead {} us", overheads[4]);
     }
+}
+
+/// A hook that notes what it was called with, on tmpfs.
+fn hook(lab: &Lab, daemon: &mut Daemon, name: &str) {
+    let path = lab.dir.join(name);
+    let log = lab.dir.join("log");
+    let text = format!("#!/bin/sh\necho {name} $1 $HOLDSTILL_PHASE $HOLDSTILL_ID $HOLDSTILL_REASON >> {}\n", log.display());
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    assert_eq!(daemon.ask(&format!("hook {name} {}", path.display())), "Ok(())");
+}
+
+fn started_hooks_are_undone_newest_first_whoever_is_killed() {
+    for (name, warden_too, stop) in [("hooks-daemon", false, false), ("hooks-both", true, false), ("hooks-stop", true, true)] {
+        let (lab, mut daemon, probes) = held(name, 2);
+        hook(&lab, &mut daemon, "10-a");
+        hook(&lab, &mut daemon, "20-b");
+        let warden = member(&lab, "holdstill-warde");
+        let fault = if stop { SIGSTOP } else { SIGKILL };
+        signal(daemon.pid(), fault);
+        if warden_too {
+            signal(warden, fault);
+        }
+        assert_through(probes, if stop { LOST } else { AT_ONCE });
+        wait_until("the marker says that all is undone", 8 * S, || {
+            Marker::open(&lab.run()).unwrap().is_some_and(|left| left.phase == Phase::LetGo)
+        });
+        let log = fs::read_to_string(lab.dir.join("log")).unwrap();
+        assert_eq!(log, "20-b thaw thaw h-1 daemon_lost\n10-a thaw thaw h-1 daemon_lost\n");
+        drop(daemon);
+        assert_nothing_left(&lab);
+    }
+}
+
+fn a_guardian_killed_inside_fifreeze_leaves_nothing_frozen() {
+    let mut lab = Lab::new("inside");
+    lab.mount_image_of(Fs::Ext4, &lab.dir.join("large"), 512);
+    let lab = lab.watched();
+    let mut daemon = Daemon::start(&lab.run());
+    let mut inside = 0;
+    for _attempt in 0..6 {
+        daemon.prepare(&lab.mounts);
+        let marker = Marker::map(&lab.run()).unwrap().unwrap();
+        let guardian = marker.entry(0).owner().unwrap();
+        daemon.tell("freeze 0");
+        wait_until("FIFREEZE begins", 5 * S, || marker.entry(0).state() != State::Planned);
+        inside += usize::from(marker.entry(0).state() == State::Freezing);
+        signal(guardian.pid, SIGKILL);
+        daemon.answer();
+        assert!(Probe::start(&lab.mounts[0]).through(AT_ONCE).is_some(), "let go at once");
+        daemon.ask("thaw");
+        assert_eq!(daemon.ask("end"), "ended");
+    }
+    assert!(inside > 0, "the guardian was never inside FIFREEZE");
+    drop(daemon);
+    assert_nothing_left(&lab);
+}
+
+fn a_freeze_the_kernel_cannot_finish_is_named_and_let_go_when_it_lands() {
+    let mut lab = Lab::new("slow");
+    let outer = lab.mount_image_of(Fs::Ext4, &lab.dir.join("outer"), 160);
+    lab.mount_image_of(Fs::Ext4, &outer.join("inner"), 48);
+    let lab = lab.watched();
+    let mut daemon = Daemon::start(&lab.run());
+    daemon.prepare(&lab.mounts);
+    // the wrong order: the inner file system's FIFREEZE must write to the frozen outer one
+    let answer = daemon.ask("freeze 0 1");
+    assert!(answer.starts_with("TooSlow { indices: [1]"), "{answer}");
+    let thawed = daemon.ask("thaw");
+    assert!(thawed.ends_with("[Ours, Ours]"), "{thawed}");
+    lab.mounts.iter().for_each(|mount| assert!(Probe::start(mount).through(AT_ONCE).is_some()));
+    assert_eq!(daemon.ask("end"), "ended");
+    daemon.prepare(&lab.mounts);
+    assert_eq!(daemon.ask("end"), "ended");
+    drop(daemon);
+    assert_nothing_left(&lab);
+}
+
+fn a_freeze_stuck_in_the_kernel_forbids_the_next_hold_until_it_lands() {
+    let mut lab = Lab::new("stuck");
+    let outer = lab.mount_image_of(Fs::Ext4, &lab.dir.join("outer"), 160);
+    let inner = vec![lab.mount_image_of(Fs::Ext4, &outer.join("inner"), 48)];
+    let lab = lab.watched();
+    let mut daemon = Daemon::start(&lab.run());
+    for kill in [false, true] {
+        assert_eq!(daemon.ask("begin h-1"), "begun");
+        assert_eq!(daemon.ask(&prepare("bare", &inner)), "prepared ok");
+        assert_eq!(daemon.ask("flush"), "Ok(true)");
+        foreign("-f", &outer);
+        let answer = daemon.ask("freeze 0");
+        assert!(answer.starts_with("TooSlow { indices: [0]"), "{answer}");
+        assert!(daemon.ask("thaw").ends_with("[StillStuck]"));
+        assert_eq!(daemon.ask("end"), "ended");
+        assert!(daemon.ask("begin h-2").starts_with("StillStuck"));
+        if kill {
+            signal(Marker::map(&lab.run()).unwrap().unwrap().entry(0).owner().unwrap().pid, SIGKILL);
+        }
+        foreign("-u", &outer);
+        assert!(Probe::start(&inner[0]).through(AT_ONCE).is_some(), "let go the moment it landed");
+        wait_until("a new hold is accepted", S, || daemon.ask("begin h-3") == "begun");
+        assert_eq!(daemon.ask("end"), "ended");
+    }
+    drop(daemon);
+    assert_nothing_left(&lab);
+}
+
+fn a_file_system_mounted_only_in_another_namespace_is_held_there() {
+    let lab = Lab::new("namespace");
+    let image = lab.dir.join("image");
+    fs::File::create(&image).unwrap().set_len(48 << 20).unwrap();
+    call(["mkfs.ext4", "-q", "-F"].iter().map(OsStr::new).chain([image.as_os_str()]));
+    let inside = lab.dir.join("inside");
+    fs::create_dir(&inside).unwrap();
+    let script = format!("mount -o loop {} {} && echo ready && exec sleep 60", image.display(), inside.display());
+    let mut other = Command::new("unshare");
+    let mut other = other.args(["-m", "sh", "-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(other.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let pid = other.id().cast_signed();
+    let mut reaper = Reaper::watch(&[PathBuf::from(format!("/proc/{pid}/root{}", inside.display()))]);
+    let mut daemon = Daemon::start(&lab.run());
+    assert_eq!(daemon.ask("begin h-1"), "begun");
+    assert_eq!(daemon.ask(&format!("prepare-in {pid} {}", inside.display())), "prepared ok");
+    assert!(daemon.ask("freeze 0").starts_with("frozen"));
+    let mut probe = Probe::start(&PathBuf::from(format!("/proc/{pid}/root{}", inside.display())));
+    probe.assert_blocked();
+    assert!(daemon.ask("thaw").ends_with("[Ours]"));
+    assert!(probe.through(AT_ONCE).is_some());
+    assert_eq!(daemon.ask("end"), "ended");
+    other.kill().unwrap();
+    other.wait().unwrap();
+    reaper.stop();
+}
+
+/// How many instants, and from which seed: `WARDEN_INSTANTS`, `WARDEN_SEED`.
+fn whatever_is_killed_or_stopped_at_whatever_instant_is_let_go() {
+    let number = |name: &str, default: u64| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(default);
+    let mut seed = number("WARDEN_SEED", u64::from(std::process::id()) << 16 | 1);
+    let instants = number("WARDEN_INSTANTS", 24);
+    println!("     WARDEN_SEED={seed} WARDEN_INSTANTS={instants}");
+    let mut random = move |below: u64| {
+        // xorshift64
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    };
+    let lab = Lab::ext4("instants", 2);
+    let mut longest = Duration::ZERO;
+    for instant in 0..instants {
+        let mut daemon = Daemon::start(&lab.run());
+        let (victims, fault) = (random(5), if random(3) == 0 { SIGSTOP } else { SIGKILL });
+        let wait = Duration::from_micros(random(40_000));
+        hook(&lab, &mut daemon, "10-a");
+        ["begin h-1", &prepare("receipt", &lab.mounts), "arm 3000", "freeze 0,1", "thaw", "testify 0,1", "end"]
+            .iter()
+            .for_each(|command| daemon.tell(command));
+        std::thread::sleep(wait);
+        let marker = Marker::map(&lab.run()).unwrap().unwrap();
+        let pids: Vec<i32> = match victims {
+            0 => vec![daemon.pid()],
+            1 => marker.warden().iter().map(|warden| warden.pid).collect(),
+            2 => marker.warden().iter().map(|warden| warden.pid).chain([daemon.pid()]).collect(),
+            3 => marker.entry(0).owner().iter().map(|owner| owner.pid).collect(),
+            _ => marker.entry(1).sentinel().iter().map(|owner| owner.pid).collect(),
+        };
+        let (state, phase) = (marker.entry(0).state(), marker.phase());
+        for pid in pids {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), fault);
+        }
+        let start = monotonic();
+        for mount in &lab.mounts {
+            let through = Probe::start(mount).through(6 * S);
+            assert!(through.is_some(), "instant {instant}: {victims} {fault} after {wait:?} at {state:?} {phase:?}");
+        }
+        longest = longest.max(monotonic() - start);
+        // what a service manager does
+        drop(daemon);
+        rescue(&lab);
+        let until = monotonic() + 6 * S;
+        while !family(&lab).is_empty() && monotonic() < until {
+            std::thread::sleep(MS);
+        }
+        let alive = family(&lab);
+        assert!(alive.is_empty(), "instant {instant}: {victims} {fault} after {wait:?} at {state:?} {phase:?}: {alive:?}");
+        let left = Marker::map(&lab.run()).unwrap().unwrap();
+        assert!(!left.holds() && left.hooks_not_undone().is_empty(), "instant {instant}");
+        assert!(matches!(left.phase(), Phase::Idle | Phase::LetGo), "instant {instant}: {:?}", left.phase());
+    }
+    println!("     the longest a writer waited: {longest:?}");
+    assert_nothing_left(&lab);
+}
+
+fn an_idle_warden_sleeps_and_is_small() {
+    let lab = Lab::ext4("small", 2);
+    let mut daemon = Daemon::start(&lab.run());
+    daemon.hold(&lab.mounts, 10 * S);
+    daemon.ask("thaw");
+    assert_eq!(daemon.ask("end"), "ended");
+    let warden = member(&lab, "holdstill-warde");
+    let read = |name: &str| fs::read_to_string(format!("/proc/{warden}/{name}")).unwrap();
+    let field = |text: &str, name: &str| -> u64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
+        line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let woken = || field(&read("status"), "voluntary_ctxt_switches:");
+    let before = woken();
+    std::thread::sleep(S);
+    assert_eq!(woken(), before, "it woke up although there is no hold");
+    let pss = field(&read("smaps_rollup"), "Pss:");
+    println!("     the idle warden's PSS: {pss} KiB, locked {} KiB", field(&read("status"), "VmLck:"));
+    assert_eq!(field(&read("status"), "VmLck:"), 0);
 }

@@ -45,8 +45,12 @@ impl Daemon {
     }
 
     pub fn ask(&mut self, command: &str) -> String {
-        writeln!(self.stdin, "{command}").unwrap();
+        self.tell(command);
         self.answer()
+    }
+
+    pub fn tell(&mut self, command: &str) {
+        writeln!(self.stdin, "{command}").unwrap();
     }
 
     /// begin, prepare, arm, freeze: all one after another, each of which must succeed.
@@ -64,7 +68,7 @@ impl Daemon {
         assert_eq!(answer, format!("prepared{}", " ok".repeat(mounts.len())));
     }
 
-    fn answer(&mut self) -> String {
+    pub fn answer(&mut self) -> String {
         loop {
             let line = self.lines.recv_timeout(Duration::from_secs(20)).expect("the daemon answers");
             match line.strip_prefix("event ") {
@@ -132,9 +136,10 @@ async fn perform(warden: &Warden, command: &str) -> String {
     let (verb, rest) = command.split_once(' ').unwrap_or((command, ""));
     match verb {
         "begin" => warden.begin(rest).await.map_or_else(|error| format!("{error:?}"), |()| "begun".into()),
-        "prepare" => {
+        "prepare" | "prepare-in" => {
             let (how, mounts) = rest.split_once(' ').unwrap();
-            let targets = mounts.split(' ').map(|mount| target(Path::new(mount), how)).collect();
+            let namespace = (verb == "prepare-in").then(|| how.parse().unwrap());
+            let targets = mounts.split(' ').map(|mount| target(Path::new(mount), namespace, how)).collect();
             match warden.prepare(targets, Duration::from_secs(1)).await {
                 Ok(results) => results.into_iter().fold("prepared".to_owned(), |line, result| {
                     line + " "
@@ -218,10 +223,14 @@ fn state(word: &str) -> Vec<u8> {
     sector
 }
 
-pub fn target(mount: &Path, how: &str) -> Target {
-    let root = files::open_mount(mount, None).unwrap();
+fn target(mount: &Path, namespace: Option<i32>, how: &str) -> Target {
+    let root = files::open_mount(mount, namespace).unwrap();
     let mount_id = files::mount_id(root.as_fd()).unwrap();
-    let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let text = std::fs::read_to_string(match namespace {
+        Some(pid) => format!("/proc/{pid}/mountinfo"),
+        None => "/proc/self/mountinfo".to_owned(),
+    });
+    let text = text.unwrap();
     let line = text.lines().find(|line| line.starts_with(&format!("{mount_id} "))).unwrap();
     let (major, minor) = line.split(' ').nth(2).unwrap().split_once(':').unwrap();
     let dev = Dev { major: major.parse().unwrap(), minor: minor.parse().unwrap() };
@@ -236,7 +245,7 @@ pub fn target(mount: &Path, how: &str) -> Target {
         dev: if how == "vanished" { Dev { major: 7, minor: 250 } } else { dev },
         mount: mount.to_owned(),
         open_at: MountPoint { path: mount.to_owned(), mount_id, fs_root: "/".into() },
-        namespace: None,
+        namespace,
         uuid: String::new(),
         freeze: true,
         receipt: (how != "bare").then_some(receipt),

@@ -20,7 +20,7 @@ pub const REAPER: Duration = Duration::from_secs(25);
 pub struct Lab {
     pub dir: PathBuf,
     pub mounts: Vec<PathBuf>,
-    reaper: Option<Child>,
+    reaper: Option<Reaper>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl Lab {
     /// Makes an image file of so many MiB, a file system in it, and mounts it.
     pub fn mount_image_of(&mut self, fs: Fs, image: &Path, size: u64) -> PathBuf {
         let mkfs: &[&str] = match fs {
-            Fs::Ext4 => &["mkfs.ext4", "-q", "-F"],
+            Fs::Ext4 => &["mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"],
             Fs::Xfs => &["mkfs.xfs", "-q", "-f"],
             Fs::Btrfs => &["mkfs.btrfs", "-q", "-f"],
         };
@@ -79,14 +79,28 @@ impl Lab {
 
     /// Starts the reaper, which holds a descriptor of each mount's root.
     pub fn watched(mut self) -> Lab {
+        self.reaper = Some(Reaper::watch(&self.mounts));
+        self
+    }
+}
+
+/// A process of its own that thaws everything when its time is over.
+pub struct Reaper(Child);
+
+impl Reaper {
+    pub fn watch(mounts: &[PathBuf]) -> Reaper {
         let mut reaper = Command::new("/proc/self/exe");
-        reaper.arg("reaper").arg(REAPER.as_secs().to_string()).args(&self.mounts);
+        reaper.arg("reaper").arg(REAPER.as_secs().to_string()).args(mounts);
         let mut reaper = reaper.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(reaper.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line.trim(), "ready");
-        self.reaper = Some(reaper);
-        self
+        Reaper(reaper)
+    }
+
+    pub fn stop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -101,8 +115,7 @@ impl Drop for Lab {
             }
         }
         if let Some(mut reaper) = self.reaper.take() {
-            let _ = reaper.kill();
-            let _ = reaper.wait();
+            reaper.stop();
         }
         for mount in self.mounts.iter().rev() {
             let _ = Command::new("umount").arg(mount).stderr(Stdio::null()).status();
@@ -113,11 +126,14 @@ impl Drop for Lab {
 
 /// `reaper SECONDS MOUNT…`: opens all, says so, and thaws all when the time is over.
 pub fn reaper(arguments: &[String]) {
-    let roots: Vec<_> = arguments[1..].iter().map(|mount| files::open_mount(Path::new(mount), None).unwrap()).collect();
+    let roots: Vec<_> = arguments[1..].iter().map(|mount| fs::File::open(mount).unwrap()).collect();
     println!("ready");
-    std::thread::sleep(Duration::from_secs(arguments[0].parse().unwrap()));
-    for root in &roots {
-        let _ = freeze::fithaw(root.as_fd());
+    // again and again: a test may freeze many times
+    loop {
+        std::thread::sleep(Duration::from_secs(arguments[0].parse().unwrap()));
+        for root in &roots {
+            let _ = freeze::fithaw(root.as_fd());
+        }
     }
 }
 
