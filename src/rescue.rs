@@ -101,6 +101,31 @@ fn status_text(status: Status) -> String {
     }
 }
 
+impl Rescued {
+    /// The document of `rescue --json`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let filesystems: Vec<_> = self
+            .filesystems
+            .iter()
+            .map(|(mount, how)| {
+                let how = match how {
+                    Thawed::Ours => "thawed",
+                    Thawed::Foreign => "foreign",
+                    Thawed::NeverFrozen => "not_frozen",
+                    Thawed::StillStuck => "stuck",
+                };
+                serde_json::json!({"mount": mount, "outcome": how})
+            })
+            .collect();
+        serde_json::json!({
+            "hold_id": self.hold_id.as_deref().unwrap_or_default(),
+            "filesystems": filesystems,
+            "hooks": self.hooks,
+            "problems": self.problems.iter().map(|p| format!("failed to {p}")).collect::<Vec<_>>(),
+        })
+    }
+}
+
 impl fmt::Display for Rescued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(id) = &self.hold_id else { return write!(f, "nothing was held") };
