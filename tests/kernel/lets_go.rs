@@ -111,7 +111,7 @@ fn a_killed_daemon_lets_go_at_once(lab: &Lab) {
     held.daemon.kill();
     held.let_go(killed, AT_ONCE);
     lab.assert_tunable_restored();
-    let Held { daemon, writers, _disks } = held;
+    let Held { _disks, writers, daemon } = held;
     let daemon = daemon.again();
     let thaw = daemon.cli(&["thaw", "k"]);
     thaw.exits(3);
@@ -149,7 +149,7 @@ fn daemon_and_warden_killed_together_let_go_at_once(lab: &Lab) {
     held.daemon.kill();
     signal(warden, Signal::SIGKILL);
     held.let_go(killed, AT_ONCE);
-    let Held { daemon, writers, _disks } = held;
+    let Held { _disks, writers, daemon } = held;
     holds_again(&daemon.again(), &writers);
     lab.assert_tunable_restored();
 }
@@ -214,7 +214,7 @@ fn a_daemon_asked_to_stop_lets_go_first(lab: &Lab) {
     signal(held.daemon.pid(), Signal::SIGTERM);
     held.let_go(asked, AT_ONCE);
     assert_eq!(held.daemon.wait_end(SOON), Some(0));
-    let Held { daemon, writers, _disks } = held;
+    let Held { _disks, writers, daemon } = held;
     let daemon = daemon.again();
     let report = daemon.thaw();
     assert_eq!((&report["verdict"], &report["reason"]), (&"broken".into(), &"shutdown".into()), "{report:#}");
@@ -246,7 +246,7 @@ fn with_every_process_of_ours_killed_rescue_lets_go(lab: &Lab) {
     lab.assert_tunable_restored();
     let again: Answer = lab.holdstill(&["rescue", "--config", text(&config)]);
     again.exits(0);
-    let Held { daemon, writers, _disks } = held;
+    let Held { _disks, writers, daemon } = held;
     holds_again(&daemon.again(), &writers);
 }
 
@@ -257,7 +257,7 @@ fn text(path: &Path) -> &str {
 fn with_every_process_of_ours_killed_the_next_daemon_lets_go(lab: &Lab) {
     let held = hold(lab, &[&["--id", "lost"], &LONG_HOLD[..]].concat());
     kill_everything(&held);
-    let Held { daemon, writers, _disks } = held;
+    let Held { _disks, writers, daemon } = held;
     // its sentinels cannot end before the thaw: to wait for them now would be in vain
     let setup = daemon.forsake();
     let restarted = now();
