@@ -271,11 +271,9 @@ impl From<Status> for Failure {
 impl From<daemon::Error> for Failure {
     fn from(error: daemon::Error) -> Failure {
         let (exit, kind, hint) = match &error {
-            daemon::Error::NotRoot => (
-                Exit::NotPermitted,
-                RefusalKind::PermissionDenied,
-                "start it as root; `holdstill status` needs no root",
-            ),
+            daemon::Error::NotRoot => {
+                (Exit::NotPermitted, RefusalKind::PermissionDenied, "start it as root; `holdstill status` needs no root")
+            }
             daemon::Error::NotTmpfs(_) => (
                 Exit::Malformed,
                 RefusalKind::InvalidArgument,

@@ -7,7 +7,8 @@ use holdstill::{
     client::{self, Answer},
     daemon,
     error::Failure,
-    rescue, telemetry, warden,
+    rescue, telemetry,
+    warden,
 };
 
 fn main() -> ExitCode {

@@ -33,7 +33,10 @@ impl Server {
     fn start_in(place: Place, sockets: &str, settings: &[&str]) -> Server {
         let initdb = program("/usr/lib/postgresql/*/bin/initdb", "postgresql");
         let data = place.path("data").display().to_string();
-        place.must(&initdb, &["-D", &data, "-U", "postgres", "-A", "peer", "-N", "--no-locale", "-E", "UTF8"]);
+        let options = ["-U", "postgres", "-A", "peer", "-N", "--no-locale", "-E", "UTF8"];
+        let output = place.command(&initdb).args(["-D", &data]).args(options).output();
+        let output = output.expect("setpriv is part of util-linux");
+        assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
         fs::write(place.path("data/pg_hba.conf"), "local all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n")
             .expect("written");
         Server::start_on(place, sockets, settings)

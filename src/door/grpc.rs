@@ -206,6 +206,8 @@ pub(super) fn fitted(mut report: Report, limit: usize) -> Report {
 
 #[cfg(test)]
 mod tests {
+    use tonic_types::StatusExt as _;
+
     use super::*;
     use crate::proto::{Problem, Step};
 

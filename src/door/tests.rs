@@ -24,6 +24,7 @@ use tonic_types::StatusExt as _;
 
 use super::{access::Peer, entrance::Entrance, events::Watching, listen};
 use crate::{
+    hold::history::History,
     config::{Access, Principal, Role},
     hold::{
         Ask, Handle, Refusal, RefusalKind,
@@ -41,7 +42,7 @@ pub(super) struct Fake {
     asks: mpsc::UnboundedReceiver<Ask>,
     standing: watch::Sender<Arc<Standing>>,
     events: broadcast::Sender<Event>,
-    finished: Arc<Mutex<Vec<Report>>>,
+    history: Arc<Mutex<History>>,
     sequence: u64,
 }
 
@@ -62,13 +63,13 @@ pub(super) fn fake() -> (Handle, Fake) {
     let (asks, asked) = mpsc::unbounded_channel();
     let (standing, standing_read) = watch::channel(Arc::new(Standing { phase: Phase::Idle, ..Default::default() }));
     let (events, _) = broadcast::channel(256);
-    let finished = Arc::new(Mutex::new(Vec::new()));
-    let published = Published { standing: standing_read, events: events.clone(), finished: Arc::clone(&finished) };
+    let history: Arc<Mutex<History>> = Arc::default();
+    let published = Published { standing: standing_read, events: events.clone(), history: Arc::clone(&history) };
     let planner = Arc::new(|spec: HoldSpec| -> Pin<Box<dyn Future<Output = _> + Send>> {
         let plan = Report { label: spec.label, ..Default::default() };
         Box::pin(async { Ok(CheckResponse { plan: Some(plan), ..Default::default() }) })
     });
-    (Handle { asks, published, planner }, Fake { asks: asked, standing, events, finished, sequence: 0 })
+    (Handle { asks, published, planner }, Fake { asks: asked, standing, events, history, sequence: 0 })
 }
 
 impl Fake {
@@ -121,7 +122,7 @@ impl Fake {
             *standing = Arc::new(next);
         });
         if let What::Released(report) = &what {
-            self.finished.lock().unwrap().push(report.clone());
+            self.history.lock().unwrap().push(report.clone());
         }
         let _ = self.events.send(Event { sequence, hold_id: hold_id.into(), what: Some(what), time: None });
         sequence
@@ -569,7 +570,7 @@ async fn health_is_serving_unless_there_is_no_warden() {
     let mut health = HealthClient::new(served.channel().await);
     for service in ["", "holdstill.v1.HoldstillService"] {
         for serving in [true, false] {
-            served.entrance.set_serving(serving).await;
+            served.entrance.health().set_serving(serving).await;
             let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap().into_inner();
             let expected = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
             assert_eq!(answer.status(), expected, "{service:?}");

@@ -13,72 +13,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use super::sysfs::{BlockDevice, DeviceMapper, Identity, LoopFile, Partition};
 use super::{
     Dev, Kind, Superblock,
     mounts::{self, MountLine, Table},
+    sysfs,
 };
-
-/// One block device as the kernel names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockDevice {
-    pub dev: Dev,
-    /// "vda1", "dm-0", "loop3"
-    pub name: String,
-    pub size_bytes: u64,
-    /// Some: a partition of this disk
-    pub partition: Option<Partition>,
-    /// what dm, md or bcache built it from
-    pub slaves: Vec<Dev>,
-    /// the file behind a loop device, as the kernel prints it
-    pub loop_file: Option<LoopFile>,
-    pub dm: Option<DeviceMapper>,
-    /// "raid1", "linear" …
-    pub md_level: Option<String>,
-    /// zram or brd: its contents live in memory
-    pub memory: bool,
-    pub identity: Identity,
-    /// of the file system or volume directly on it, as udev or `/dev/disk` has it
-    pub uuid: Option<String>,
-    pub label: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Partition {
-    pub disk: Dev,
-    pub number: u32,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoopFile {
-    /// in whatever mount namespace it was attached from
-    pub path: PathBuf,
-    /// unlinked since
-    pub deleted: bool,
-}
-
-/// A device-mapper device's own names; `uuid` starts with `LVM-`, `CRYPT-`, `mpath-` …
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeviceMapper {
-    pub name: String,
-    pub uuid: String,
-}
-
-/// What hardware says about itself; trimmed, `None` when absent or empty.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Identity {
-    pub vendor: Option<String>,
-    pub model: Option<String>,
-    pub serial: Option<String>,
-    pub wwid: Option<String>,
-    pub nguid: Option<String>,
-    /// "0000:00:05.0"
-    pub pci: Option<String>,
-    /// host:channel:target:lun
-    pub scsi: Option<String>,
-    /// the VMBus device id of the controller, without braces (Hyper-V and Azure)
-    pub vmbus: Option<String>,
-    pub removable: bool,
-}
 
 /// Something that could not be followed, for people: it costs an edge, and so perhaps the right order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,15 +51,15 @@ pub struct BlockGraph {
 /// Reads `sys`, `dev/disk` and `run/udev/data` below `root`. What is missing there is missing in the graph.
 pub fn read(root: &Path) -> BlockGraph {
     let mut graph = BlockGraph::default();
-    let (uuids, labels) = (by_links(root, "dev/disk/by-uuid"), by_links(root, "dev/disk/by-label"));
+    let (uuids, labels) = (sysfs::by_links(root, "dev/disk/by-uuid"), sysfs::by_links(root, "dev/disk/by-label"));
     let mut pending = Vec::new();
     for entry in fs::read_dir(root.join("sys/dev/block")).into_iter().flatten().flatten() {
         let Some(dev) = entry.file_name().to_str().and_then(Dev::parse) else { continue };
         let Ok(dir) = entry.path().canonicalize() else { continue };
-        let Some(mut device) = device(root, dev, &dir) else { continue };
+        let Some(mut device) = sysfs::device(root, dev, &dir) else { continue };
         device.uuid = device.uuid.or_else(|| uuids.get(&device.name).cloned());
         device.label = device.label.or_else(|| labels.get(&device.name).cloned());
-        pending.push((dev, names_in(&dir.join("slaves"))));
+        pending.push((dev, sysfs::names_in(&dir.join("slaves"))));
         graph.devices.insert(dev, device);
     }
     let by_name: HashMap<String, Dev> = graph.devices.values().map(|d| (d.name.clone(), d.dev)).collect();
@@ -128,191 +68,21 @@ pub fn read(root: &Path) -> BlockGraph {
         let slaves = slaves.iter().filter_map(find).collect();
         graph.devices.get_mut(&dev).expect("inserted above").slaves = slaves;
     }
-    for fsid in names_in(&root.join("sys/fs/btrfs")) {
+    for fsid in sysfs::names_in(&root.join("sys/fs/btrfs")) {
         let devices: Vec<Dev> =
-            names_in(&root.join("sys/fs/btrfs").join(&fsid).join("devices")).iter().filter_map(find).collect();
+            sysfs::names_in(&root.join("sys/fs/btrfs").join(&fsid).join("devices")).iter().filter_map(find).collect();
         if !devices.is_empty() {
             graph.btrfs.insert(fsid, devices);
         }
     }
-    for name in names_in(&root.join("sys/fs/ext4")) {
-        let (Some(dev), Some(journal)) = (find(&name), external_journal(root, &name)) else { continue };
+    for name in sysfs::names_in(&root.join("sys/fs/ext4")) {
+        let (Some(dev), Some(journal)) = (find(&name), sysfs::external_journal(root, &name)) else { continue };
         if let Some(journal) = find(&journal).filter(|journal| *journal != dev) {
             graph.journals.insert(dev, journal);
         }
     }
-    graph.aliases = aliases(root);
+    graph.aliases = sysfs::aliases(root);
     graph
-}
-
-fn device(root: &Path, dev: Dev, dir: &Path) -> Option<BlockDevice> {
-    let name = dir.file_name()?.to_str()?.replace('!', "/");
-    let partition = line(dir.join("partition")).and_then(|number| {
-        let disk = Dev::parse(&line(dir.parent()?.join("dev"))?)?;
-        Some(Partition { disk, number: number.parse().ok()? })
-    });
-    let loop_file = line(dir.join("loop/backing_file")).map(|path| match path.strip_suffix(" (deleted)") {
-        Some(path) => LoopFile { path: path.into(), deleted: true },
-        None => LoopFile { path: path.into(), deleted: false },
-    });
-    let dm = line(dir.join("dm/name"))
-        .map(|name| DeviceMapper { name, uuid: line(dir.join("dm/uuid")).unwrap_or_default() });
-    let udev = Udev::read(root, dev);
-    let identity = match partition {
-        Some(_) => Identity::default(),
-        None => identity(dir, &udev),
-    };
-    Some(BlockDevice {
-        dev,
-        size_bytes: line(dir.join("size")).and_then(|sectors| sectors.parse::<u64>().ok()).unwrap_or(0) * 512,
-        memory: is_memory(&name),
-        name,
-        partition,
-        slaves: Vec::new(),
-        loop_file,
-        dm,
-        md_level: line(dir.join("md/level")),
-        identity,
-        uuid: udev.get("ID_FS_UUID"),
-        label: udev.get("ID_FS_LABEL"),
-    })
-}
-
-fn is_memory(name: &str) -> bool {
-    ["zram", "ram"].iter().any(|kind| {
-        name.strip_prefix(kind).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
-    })
-}
-
-fn identity(dir: &Path, udev: &Udev) -> Identity {
-    let parent = dir.join("device");
-    let either = |name: &str| line(dir.join(name)).or_else(|| line(parent.join(name)));
-    let parts: Vec<&str> = dir.iter().filter_map(|part| part.to_str()).collect();
-    let scsi = parent
-        .canonicalize()
-        .ok()
-        .and_then(|path| Some(path.file_name()?.to_str()?.to_string()))
-        .filter(|name| name.split(':').count() == 4 && name.bytes().all(|b| b.is_ascii_digit() || b == b':'));
-    Identity {
-        vendor: either("vendor").filter(|vendor| !vendor.starts_with("0x")),
-        model: either("model"),
-        serial: either("serial")
-            .or_else(|| udev.get("ID_SERIAL_SHORT"))
-            .or_else(|| unit_serial_number(&fs::read(parent.join("vpd_pg80")).ok()?)),
-        wwid: either("wwid"),
-        nguid: line(dir.join("nguid")).filter(|id| id.bytes().any(|b| b != b'0' && b != b'-')),
-        pci: parts.iter().rev().find(|part| is_pci_address(part)).map(ToString::to_string),
-        vmbus: scsi.as_ref().and_then(|_| vmbus_id(&parent)),
-        scsi,
-        removable: line(dir.join("removable")).as_deref() == Some("1"),
-    }
-}
-
-/// SCSI's unit serial number page: four bytes of header, then text (SPC-4, 7.8.15).
-fn unit_serial_number(page: &[u8]) -> Option<String> {
-    let serial = String::from_utf8_lossy(page.get(4..)?).trim_matches(['\0', ' ']).to_string();
-    (!serial.is_empty()).then_some(serial)
-}
-
-/// dddd:dd:dd.d
-fn is_pci_address(part: &str) -> bool {
-    let lengths: Vec<usize> = part.split([':', '.']).map(str::len).collect();
-    lengths == [4, 2, 2, 1]
-        && part.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.')
-        && part.contains('.')
-        && part.matches(':').count() == 2
-}
-
-/// The controller's `device_id`, a few directories above a SCSI device.
-fn vmbus_id(device: &Path) -> Option<String> {
-    let device = device.canonicalize().ok()?;
-    let id = device.ancestors().take(6).find_map(|dir| line(dir.join("device_id")))?;
-    Some(id.trim_matches(['{', '}']).to_ascii_lowercase())
-}
-
-/// udev's database of one device: `E:NAME=value` lines.
-struct Udev(String);
-
-impl Udev {
-    fn read(root: &Path, dev: Dev) -> Self {
-        Self(fs::read_to_string(root.join(format!("run/udev/data/b{dev}"))).unwrap_or_default())
-    }
-
-    fn get(&self, name: &str) -> Option<String> {
-        let value = self.0.lines().find_map(|l| l.strip_prefix("E:")?.strip_prefix(name)?.strip_prefix('='))?;
-        (!value.is_empty()).then(|| value.to_string())
-    }
-}
-
-/// The journal of an ext4 file system, if it is a device: its kernel thread is then `jbd2/sdb1`, not `jbd2/sda1-8`.
-fn external_journal(root: &Path, name: &str) -> Option<String> {
-    let pid = line(root.join("sys/fs/ext4").join(name).join("journal_task"))?;
-    let comm = line(root.join("proc").join(pid).join("comm"))?;
-    Some(comm.strip_prefix("jbd2/")?.to_string())
-}
-
-/// Kernel names by what `/dev/disk/by-*` links call them: name → decoded link name.
-fn by_links(root: &Path, dir: &str) -> HashMap<String, String> {
-    links(&root.join(dir))
-        .into_iter()
-        .filter_map(|(link, target)| Some((target, unescape(link.file_name()?.to_str()?))))
-        .collect()
-}
-
-/// udev writes `\x20` for bytes a file name should not have.
-fn unescape(name: &str) -> String {
-    let mut out = Vec::new();
-    let mut rest = name.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let hex = (first == b'\\' && tail.first() == Some(&b'x'))
-            .then(|| u8::from_str_radix(str::from_utf8(tail.get(1..3)?).ok()?, 16).ok())
-            .flatten();
-        rest = match hex {
-            Some(byte) => {
-                out.push(byte);
-                &tail[3..]
-            }
-            None => {
-                out.push(first);
-                tail
-            }
-        };
-    }
-    String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Symbolic links in `dir` with the last component of their targets. `readlink` alone: nothing is opened.
-fn links(dir: &Path) -> Vec<(PathBuf, String)> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let target = fs::read_link(entry.path()).ok()?;
-            Some((entry.path(), target.file_name()?.to_str()?.to_string()))
-        })
-        .collect()
-}
-
-/// The links a file system's source may be spelt as. Only directories udev owns: others below /dev may be mount points.
-fn aliases(root: &Path) -> BTreeMap<PathBuf, String> {
-    let dev = root.join("dev");
-    let by = names_in(&dev.join("disk")).into_iter().map(|name| dev.join("disk").join(name));
-    let directories = [dev.clone(), dev.join("mapper"), dev.join("md")].into_iter().chain(by);
-    let absolute =
-        |(link, target): (PathBuf, String)| Some((Path::new("/").join(link.strip_prefix(root).ok()?), target));
-    directories.flat_map(|dir| links(&dir)).filter_map(absolute).collect()
-}
-
-fn names_in(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    names.sort();
-    names
-}
-
-fn line(path: PathBuf) -> Option<String> {
-    let bytes = fs::read(path).ok()?;
-    let text = String::from_utf8_lossy(&bytes).trim().to_string();
-    (!text.is_empty()).then_some(text)
 }
 
 impl BlockGraph {
@@ -474,11 +244,13 @@ impl BlockGraph {
     }
 
     fn btrfs_of(&self, superblock: &Superblock) -> Option<(String, Vec<Dev>)> {
-        let found = match self.by_source(&superblock.source) {
-            Some(device) => self.btrfs.iter().find(|(_, devices)| devices.contains(&device.dev)),
-            // "/dev/root" names no device; with one btrfs about there is no doubt.
-            None => self.btrfs.iter().next().filter(|_| self.btrfs.len() == 1),
-        };
+        let named = self.by_source(&superblock.source);
+        let found = self
+            .btrfs
+            .iter()
+            .find(|(_, devices)| named.is_some_and(|device| devices.contains(&device.dev)))
+            // "/dev/root" names no device, and a removed one none of its; with one btrfs about there is no doubt.
+            .or_else(|| self.btrfs.iter().next().filter(|_| self.btrfs.len() == 1));
         found.map(|(fsid, devices)| (fsid.clone(), devices.clone()))
     }
 
@@ -568,10 +340,10 @@ pub(super) enum Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{self, Guest, tests::fixture};
+    use crate::guest::{self, Guest, fixture::fixture};
 
     fn guest(name: &str) -> Guest {
-        guest::read(&fixture(name)).unwrap()
+        guest::read(fixture(name).path()).unwrap()
     }
 
     fn dev(text: &str) -> Dev {
@@ -678,7 +450,7 @@ mod tests {
 
     #[test]
     fn an_external_log_is_a_member_and_one_nobody_knows_is_said() {
-        let mut graph = read(&fixture("nova"));
+        let mut graph = read(fixture("nova").path());
         let text = "1 0 254:0 / / rw - xfs /dev/vda rw,attr2,logdev=/dev/vdb,noquota\n\
                     2 1 254:16 / /x rw - xfs /dev/vdb rw,logdev=/dev/gone\n";
         let mounts = mounts::parse(text);
@@ -692,7 +464,7 @@ mod tests {
 
     #[test]
     fn a_loop_file_that_would_be_on_its_own_file_system_is_of_another_namespace() {
-        let mut graph = read(&fixture("loop-on-ext4"));
+        let mut graph = read(fixture("loop-on-ext4").path());
         let mounts = mounts::parse("1 0 7:0 / / rw - ext4 /dev/loop0 rw\n");
         let superblocks = guest::superblocks::superblocks(&mounts, &[], &|_| true);
         graph.connect(&superblocks, &mounts);
@@ -717,17 +489,8 @@ mod tests {
 
     #[test]
     fn a_circle_of_slaves_ends() {
-        let mut graph = read(&fixture("loop-on-lvm-on-loop"));
+        let mut graph = read(fixture("loop-on-lvm-on-loop").path());
         graph.devices.get_mut(&dev("7:0")).unwrap().slaves = vec![dev("252:0")];
         assert_eq!(graph.leaves(dev("252:0")), []);
-    }
-
-    #[test]
-    fn udevs_escapes_and_partition_like_names_are_read_right() {
-        assert_eq!(unescape(r"cloudimg\x20rootfs"), "cloudimg rootfs");
-        assert_eq!(unescape(r"odd\x2"), r"odd\x2");
-        assert_eq!(unescape(r"é\x"), r"é\x");
-        assert!(is_memory("ram0") && is_memory("zram12") && !is_memory("ram") && !is_memory("rambo1"));
-        assert!(is_pci_address("0000:00:05.0") && !is_pci_address("0:0:0:1") && !is_pci_address("0000.00.05:0"));
     }
 }

@@ -2,14 +2,18 @@
 
 pub mod databases;
 pub mod disks;
+#[cfg(test)]
+mod fixture;
 pub mod mounts;
 pub mod order;
 pub mod platform;
 pub mod preflight;
 pub mod superblock;
 pub mod superblocks;
+pub mod sysfs;
 pub mod tasks;
 pub mod transient;
+pub mod watchdogs;
 
 use std::{
     fmt, io,
@@ -104,10 +108,7 @@ pub struct Guest {
 /// If `proc/self/mountinfo` cannot be read. A missing /sys is not an error: it yields fewer dependencies.
 pub fn read(root: &Path) -> io::Result<Guest> {
     let own = mounts::read(root)?;
-    let is_dir = |path: &Path| superblocks::is_directory(&superblocks::under(root, path));
-    let seen_here = superblocks::superblocks(&own, &[], &is_dir);
-    let foreign = superblocks::read_foreign(root, &seen_here);
-    let mut superblocks = superblocks::with_foreign(seen_here, &foreign);
+    let mut superblocks = superblocks::read(root, &own);
     let mut disks = disks::read(root);
     disks.connect(&superblocks, &own);
     for superblock in &mut superblocks {
@@ -121,12 +122,7 @@ pub fn read(root: &Path) -> io::Result<Guest> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    /// A small tree of /proc, /sys and /dev as some machine has it.
-    pub(super) fn fixture(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guest").join(name)
-    }
+    use super::{fixture::fixture, *};
 
     #[test]
     fn this_machine_has_one_root_and_nothing_said_about_it_is_made_up() {
@@ -160,7 +156,7 @@ mod tests {
 
     #[test]
     fn superblocks_of_other_namespaces_are_found_through_a_process_that_still_shows_them() {
-        let guest = read(&fixture("namespaces")).unwrap();
+        let guest = read(fixture("namespaces").path()).unwrap();
         let view = |dev: &str| {
             let dev = Dev::parse(dev).unwrap();
             let found = guest.superblocks.iter().find(|s| s.dev == dev).unwrap();
@@ -176,7 +172,7 @@ mod tests {
 
     #[test]
     fn file_systems_on_compressed_memory_are_memory() {
-        let guest = read(&fixture("nvme")).unwrap();
+        let guest = read(fixture("nvme").path()).unwrap();
         let kinds: Vec<Kind> = guest.superblocks.iter().map(|s| s.kind).collect();
         assert_eq!(kinds, [Kind::Freezable, Kind::Freezable, Kind::Memory, Kind::Memory]);
     }

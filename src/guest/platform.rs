@@ -1,4 +1,4 @@
-//! Which cloud or hypervisor this is, and the numbers by which a copy knows itself. Called by `transient`'s readers, receipts
+//! Which cloud or hypervisor this is, and the numbers by which a copy knows itself. Called by receipts
 //! and coverage. Files alone, no metadata service is asked; a guest without DMI (Firecracker, many ARM boards) is normal.
 
 use std::{fmt, fs, path::Path};

@@ -11,6 +11,7 @@ use super::{
     Dev, Guest,
     mounts::{self, MountLine},
     tasks::{self, BlockedTask},
+    watchdogs::{self, HungTask, Watchdog},
 };
 
 /// journald's and logind's `WatchdogSec=` in the units systemd ships.
@@ -85,25 +86,8 @@ pub struct Scrub {
     pub on: Option<Dev>,
 }
 
-/// The kernel's detector of tasks that sleep too long, as a frozen file system's writers do.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HungTask {
-    pub panics: bool,
-    /// `None`: it never fires
-    pub timeout: Option<Duration>,
-}
-
-/// A watchdog device somebody feeds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Watchdog {
-    /// "watchdog0"
-    pub name: String,
-    pub timeout: Option<Duration>,
-    /// who has it open, where that may be seen: pid and name
-    pub fed_by: Option<(i32, String)>,
-}
-
-/// Gathers all but [`Facts::blocked`], which takes two samples. Reads /proc, /sys and systemd's configuration below `root`.
+/// Gathers all but [`Facts::blocked`], which takes two samples. Reads /proc, /sys and systemd's configuration below `root`;
+/// the command line of a `btrfs` process may block while it faults in memory: run it in a thread with a limit.
 pub fn read(root: &Path, guest: &Guest) -> Facts {
     let processes = tasks::processes(root);
     let mut cluster: Vec<(String, i32)> = processes
@@ -121,9 +105,9 @@ pub fn read(root: &Path, guest: &Guest) -> Facts {
         blocked: Vec::new(),
         btrfs: btrfs_operations(root),
         scrubs,
-        hung_task: hung_task(root),
-        watchdogs: watchdogs(root),
-        runtime_watchdog: runtime_watchdog(root),
+        hung_task: watchdogs::hung_task(root),
+        watchdogs: watchdogs::watchdogs(root),
+        runtime_watchdog: watchdogs::runtime_watchdog(root),
         journald: processes.values().any(|process| process.comm == "systemd-journal"),
         cluster,
         user_served: guest
@@ -288,13 +272,15 @@ fn detector_findings(facts: &Facts, deadline: Duration, findings: &mut Vec<Findi
             hint: format!("hold for less than {}, or raise kernel.hung_task_timeout_secs", seconds(timeout)),
         });
     }
-    if let Some(limit) = facts.runtime_watchdog.filter(|limit| *limit <= deadline) {
+    let fed_by_init = facts.watchdogs.iter().filter(|w| w.fed_by.as_ref().is_some_and(|(pid, _)| *pid == 1));
+    let runtime_watchdog = fed_by_init.filter_map(|watchdog| watchdog.timeout).chain(facts.runtime_watchdog).min();
+    if let Some(limit) = runtime_watchdog.filter(|limit| *limit <= deadline) {
         findings.push(Finding {
             severity: Severity::Warning,
             code: "RUNTIME_WATCHDOG",
             subject: "systemd".into(),
             message: format!(
-                "RuntimeWatchdogSec={}: if PID 1 touches a held file system that long, the machine is reset",
+                "PID 1 must feed a watchdog every {}; if it waits for a held file system, the machine is reset",
                 seconds(limit)
             ),
             hint: format!("hold for less than {}, or raise RuntimeWatchdogSec= in system.conf", seconds(limit)),
@@ -367,109 +353,6 @@ fn scrubbed(command: &str) -> Option<&str> {
     rest.last().copied().filter(|last| !last.starts_with('-'))
 }
 
-// --- detectors and watchdogs ---------------------------------------------------------------------------------------
-
-fn hung_task(root: &Path) -> HungTask {
-    let number = |name: &str| -> Option<u64> {
-        fs::read_to_string(root.join("proc/sys/kernel").join(name)).ok()?.trim().parse().ok()
-    };
-    HungTask {
-        panics: number("hung_task_panic").is_some_and(|panics| panics != 0),
-        timeout: number("hung_task_timeout_secs").filter(|seconds| *seconds != 0).map(Duration::from_secs),
-    }
-}
-
-/// Active watchdogs: from /sys where the kernel shows them, and by who has one open.
-fn watchdogs(root: &Path) -> Vec<Watchdog> {
-    let class = root.join("sys/class/watchdog");
-    let mut names: Vec<String> = fs::read_dir(&class)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    let attribute = |name: &str, file: &str| {
-        fs::read_to_string(class.join(name).join(file)).ok().map(|text| text.trim().to_string())
-    };
-    let active: Vec<String> =
-        names.into_iter().filter(|name| attribute(name, "state").is_none_or(|state| state == "active")).collect();
-    if active.is_empty() {
-        return Vec::new();
-    }
-    let feeders = feeders(root);
-    active
-        .into_iter()
-        .map(|name| Watchdog {
-            timeout: attribute(&name, "timeout").and_then(|s| s.parse().ok()).map(Duration::from_secs),
-            fed_by: feeders
-                .iter()
-                .find(|(device, _, _)| *device == name || (device == "watchdog" && name == "watchdog0"))
-                .map(|(_, pid, comm)| (*pid, comm.clone())),
-            name,
-        })
-        .filter(|watchdog| watchdog.fed_by.is_some() || attribute(&watchdog.name, "state").is_some())
-        .collect()
-}
-
-/// Who has which `/dev/watchdog*` open: among PID 1 and the programs made to feed one.
-fn feeders(root: &Path) -> Vec<(String, i32, String)> {
-    let mut feeders = Vec::new();
-    let mut processes: Vec<_> = tasks::processes(root).into_iter().collect();
-    processes.sort_by_key(|(pid, _)| *pid);
-    for (pid, process) in processes {
-        let known = ["watchdog", "wd_keepalive", "sbd", "watchdog-mux", "wdmd", "corosync", "patroni"];
-        if pid != 1 && !known.contains(&process.comm.as_str()) {
-            continue;
-        }
-        let fds = fs::read_dir(root.join("proc").join(pid.to_string()).join("fd"));
-        for entry in fds.into_iter().flatten().flatten() {
-            let Ok(target) = fs::read_link(entry.path()) else { continue };
-            let name = target.strip_prefix("/dev").ok().and_then(|name| name.to_str());
-            if let Some(name) = name.filter(|name| name.starts_with("watchdog")) {
-                feeders.push((name.to_string(), pid, process.comm.clone()));
-            }
-        }
-    }
-    feeders
-}
-
-/// systemd's setting, from system.conf and its drop-ins by systemd's own precedence.
-fn runtime_watchdog(root: &Path) -> Option<Duration> {
-    // A systemd that is not running resets nothing.
-    root.join("run/systemd/system").exists().then_some(())?;
-    let directories = ["etc/systemd", "run/systemd", "usr/local/lib/systemd", "usr/lib/systemd"];
-    let main = directories.iter().find_map(|dir| fs::read_to_string(root.join(dir).join("system.conf")).ok());
-    let mut drop_ins: Vec<(String, PathBuf)> = Vec::new();
-    for dir in directories {
-        for entry in fs::read_dir(root.join(dir).join("system.conf.d")).into_iter().flatten().flatten() {
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            // The first directory masks the same name in later ones.
-            if name.ends_with(".conf") && !drop_ins.iter().any(|(known, _)| *known == name) {
-                drop_ins.push((name, entry.path()));
-            }
-        }
-    }
-    drop_ins.sort();
-    let texts = main.into_iter().chain(drop_ins.iter().filter_map(|(_, path)| fs::read_to_string(path).ok()));
-    let texts: Vec<String> = texts.collect();
-    time_span(texts.iter().filter_map(|text| watchdog_setting(text)).next_back()?)
-}
-
-fn watchdog_setting(text: &str) -> Option<&str> {
-    text.lines()
-        .filter_map(|line| Some(line.trim().strip_prefix("RuntimeWatchdogSec")?.trim_start().strip_prefix('=')?.trim()))
-        .next_back()
-}
-
-/// systemd.time(7), as far as a watchdog needs it; bare numbers are seconds. `None`: off, or the driver's default.
-fn time_span(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).ok().filter(|span| !span.is_zero());
-    }
-    humantime::parse_duration(text).ok().filter(|span| !span.is_zero())
-}
-
 // --- processes and devices -----------------------------------------------------------------------------------------
 
 fn is_cluster_member(comm: &str) -> bool {
@@ -486,7 +369,7 @@ fn is_user_served(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{self, tests::fixture};
+    use crate::guest::{self, fixture::fixture};
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -514,7 +397,7 @@ mod tests {
 
     fn facts() -> Facts {
         let root = fixture("preflight");
-        read(&root, &guest::read(&root).unwrap())
+        read(root.path(), &guest::read(root.path()).unwrap())
     }
 
     #[test]
@@ -578,7 +461,7 @@ mod tests {
 
     #[test]
     fn tasks_blocked_on_a_target_are_one_refusal_that_counts_them() {
-        let facts = Facts { blocked: tasks::blocked_tasks(&fixture("preflight")), ..Facts::default() };
+        let facts = Facts { blocked: tasks::blocked_tasks(fixture("preflight").path()), ..Facts::default() };
         let found = findings(&facts, MINUTE, &[data()]);
         assert_eq!(codes(&found), [(Severity::Refusal, "TASK_BLOCKED", "/data")]);
         assert!(found[0].message.contains("(and 1 more)"), "{}", found[0].message);
@@ -591,11 +474,13 @@ mod tests {
             facts.cluster.clear();
             facts
         };
-        assert_eq!(codes(&findings(&quiet(facts()), Duration::from_secs(59), &[])), []);
         let at = |deadline| findings(&quiet(facts()), deadline, &[]);
-        assert_eq!(codes(&at(MINUTE)), [(Severity::Warning, "WATCHDOG_DEVICE", "watchdog1")]);
-        let long: Vec<&str> = at(3 * MINUTE).iter().map(|f| f.code).collect();
-        assert_eq!(long, ["HUNG_TASK", "RUNTIME_WATCHDOG", "WATCHDOG_DEVICE", "SERVICE_WATCHDOG"]);
+        let codes = |deadline| at(deadline).iter().map(|f| f.code).collect::<Vec<_>>();
+        assert_eq!(codes(Duration::from_secs(29)), [] as [&str; 0]);
+        assert_eq!(codes(Duration::from_secs(30)), ["RUNTIME_WATCHDOG"]);
+        assert_eq!(codes(MINUTE), ["RUNTIME_WATCHDOG", "WATCHDOG_DEVICE"]);
+        assert_eq!(codes(2 * MINUTE), ["HUNG_TASK", "RUNTIME_WATCHDOG", "WATCHDOG_DEVICE"]);
+        assert_eq!(codes(3 * MINUTE), ["HUNG_TASK", "RUNTIME_WATCHDOG", "WATCHDOG_DEVICE", "SERVICE_WATCHDOG"]);
         assert_eq!(at(3 * MINUTE)[0].severity, Severity::Refusal);
         let mut patient = facts();
         patient.hung_task.panics = false;
@@ -610,17 +495,8 @@ mod tests {
     }
 
     #[test]
-    fn systemds_time_spans_are_read_as_systemd_does() {
-        assert_eq!(time_span("30"), Some(Duration::from_secs(30)));
-        assert_eq!(time_span("1min 30s"), Some(Duration::from_secs(90)));
-        assert_eq!([time_span("off"), time_span("default"), time_span("0"), time_span("infinity")], [None; 4]);
-        assert_eq!(watchdog_setting("#RuntimeWatchdogSec=5\nRuntimeWatchdogSec = 7\n"), Some("7"));
-        assert_eq!(watchdog_setting("RuntimeWatchdogSecond=5"), None);
-    }
-
-    #[test]
     fn targets_name_the_devices_below_them() {
-        let guest = guest::read(&fixture("lvm-on-two-disks")).unwrap();
+        let guest = guest::read(fixture("lvm-on-two-disks").path()).unwrap();
         let found = targets(&guest, &[dev("252:0")]);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].name, Path::new("/var/lib/postgresql"));

@@ -27,27 +27,39 @@ pub fn superblocks(
     foreign: &[(i32, Vec<MountLine>)],
     is_dir: &dyn Fn(&Path) -> bool,
 ) -> Vec<Superblock> {
-    with_foreign(gather(own, None, is_dir), foreign)
+    let mut all = Collected::default();
+    all.add(own, None, is_dir);
+    for (pid, lines) in foreign {
+        all.add(lines, Some(*pid), is_dir);
+    }
+    all.found
 }
 
-/// Adds what only other namespaces show: superblocks not in `found`, and better views of those it could not open.
-pub(super) fn with_foreign(mut found: Vec<Superblock>, foreign: &[(i32, Vec<MountLine>)]) -> Vec<Superblock> {
-    let mut at: HashMap<Dev, usize> = found.iter().enumerate().map(|(at, s)| (s.dev, at)).collect();
-    for (pid, lines) in foreign {
-        for superblock in gather(lines, Some(*pid), &|_| false) {
-            match at.get(&superblock.dev) {
+/// Superblocks found so far, and where each is in the list.
+#[derive(Default)]
+struct Collected {
+    found: Vec<Superblock>,
+    at: HashMap<Dev, usize>,
+}
+
+impl Collected {
+    /// Whether another namespace's view of it would add anything.
+    fn wants(&self, dev: Dev) -> bool {
+        self.at.get(&dev).is_none_or(|&at| wants_another_view(&self.found[at]))
+    }
+
+    fn add(&mut self, lines: &[MountLine], namespace: Option<i32>, is_dir: &dyn Fn(&Path) -> bool) {
+        for superblock in gather(lines, namespace, is_dir, &|dev| self.wants(dev)) {
+            match self.at.get(&superblock.dev) {
                 None => {
-                    at.insert(superblock.dev, found.len());
-                    found.push(superblock);
+                    self.at.insert(superblock.dev, self.found.len());
+                    self.found.push(superblock);
                 }
-                Some(&known) if wants_another_view(&found[known]) && superblock.open_at.is_some() => {
-                    found[known] = superblock;
-                }
+                Some(&at) if superblock.open_at.is_some() => self.found[at] = superblock,
                 Some(_) => {}
             }
         }
     }
-    found
 }
 
 /// Known, worth opening, and not to be opened where it was seen.
@@ -55,19 +67,22 @@ fn wants_another_view(superblock: &Superblock) -> bool {
     superblock.open_at.is_none() && matches!(superblock.kind, Kind::Freezable | Kind::FlushOnly)
 }
 
-fn gather(lines: &[MountLine], namespace: Option<i32>, is_dir: &dyn Fn(&Path) -> bool) -> Vec<Superblock> {
-    let table = Table::new(lines);
+fn gather(
+    lines: &[MountLine],
+    namespace: Option<i32>,
+    is_dir: &dyn Fn(&Path) -> bool,
+    wanted: &dyn Fn(Dev) -> bool,
+) -> Vec<Superblock> {
     let mut order = Vec::new();
     let mut groups: HashMap<Dev, Vec<&MountLine>> = HashMap::new();
-    for line in lines {
-        groups
-            .entry(line.dev)
-            .or_insert_with(|| {
-                order.push(line.dev);
-                Vec::new()
-            })
-            .push(line);
+    for line in lines.iter().filter(|line| wanted(line.dev)) {
+        let group = groups.entry(line.dev).or_default();
+        if group.is_empty() {
+            order.push(line.dev);
+        }
+        group.push(line);
     }
+    let table = Table::new(lines);
     order.iter().map(|dev| superblock(*dev, &groups[dev], &table, namespace, is_dir)).collect()
 }
 
@@ -133,16 +148,16 @@ fn in_order_of_preference(mut lines: Vec<&MountLine>) -> Vec<&MountLine> {
     lines
 }
 
-/// The mount tables of other namespaces, one process of each (the lowest pid), if they hold a superblock that `own` does
-/// not or cannot open. Namespaces without a process (kept by a bind mount or a descriptor) and processes whose namespace
-/// may not be looked at are not seen.
-pub fn read_foreign(root: &Path, own: &[Superblock]) -> Vec<(i32, Vec<MountLine>)> {
-    let proc = root.join("proc");
-    let mut namespaces: HashSet<PathBuf> = fs::read_link(proc.join("self/ns/mnt")).into_iter().collect();
-    let mut known: HashSet<Dev> = own.iter().filter(|s| !wants_another_view(s)).map(|s| s.dev).collect();
-    let mut found = Vec::new();
+/// Every superblock mounted on this machine: those of `own` first, then those only other namespaces show. One process of
+/// each is looked at, the lowest pid. Namespaces without a process (kept by a bind mount or a descriptor), and processes
+/// whose namespace may not be looked at, are not seen.
+pub fn read(root: &Path, own: &[MountLine]) -> Vec<Superblock> {
+    let is_dir = |path: &Path| is_directory(&under(root, path));
+    let mut all = Collected::default();
+    all.add(own, None, &is_dir);
+    let mut namespaces: HashSet<PathBuf> = fs::read_link(root.join("proc/self/ns/mnt")).into_iter().collect();
     for pid in tasks::pids(root) {
-        let dir = proc.join(pid.to_string());
+        let dir = root.join("proc").join(pid.to_string());
         let Ok(namespace) = fs::read_link(dir.join("ns/mnt")) else { continue };
         if namespaces.contains(&namespace) {
             continue;
@@ -153,19 +168,18 @@ pub fn read_foreign(root: &Path, own: &[Superblock]) -> Vec<(i32, Vec<MountLine>
             continue;
         }
         namespaces.insert(namespace);
-        let news = text.split(|&b| b == b'\n').filter_map(|line| mounts::device(line.split(|&b| b == b' ').nth(2)?));
-        if news.filter(|dev| !known.contains(dev)).count() > 0 {
-            let lines = mounts::parse_bytes(&text);
-            known
-                .extend(gather(&lines, Some(pid), &|_| false).iter().filter(|s| !wants_another_view(s)).map(|s| s.dev));
-            found.push((pid, lines));
+        // Most hold nothing new: do not decode a thousand lines to learn that.
+        let mut devs =
+            text.split(|&b| b == b'\n').filter_map(|line| mounts::device(line.split(|&b| b == b' ').nth(2)?));
+        if devs.any(|dev| all.wants(dev)) {
+            all.add(&mounts::parse_bytes(&text), Some(pid), &is_dir);
         }
     }
-    found
+    all.found
 }
 
 /// Whether `path` is a directory, asked with a descriptor that reads nothing and triggers no automount.
-pub(super) fn is_directory(path: &Path) -> bool {
+fn is_directory(path: &Path) -> bool {
     fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)

@@ -180,8 +180,10 @@ fn descriptor_of_call(text: &str) -> Option<i32> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::guest::tests::fixture;
+    use crate::guest::fixture::fixture;
 
     fn dev(text: &str) -> Dev {
         Dev::parse(text).unwrap()
@@ -190,7 +192,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")] // the fixture's system call numbers are
     fn a_blocked_thread_is_on_the_file_system_of_its_call_or_on_all_it_writes_to() {
-        let mut blocked = blocked_tasks(&fixture("preflight"));
+        let mut blocked = blocked_tasks(fixture("preflight").path());
         blocked.sort_by_key(|task| task.tid);
         let [calling, faulting] = &mut blocked[..] else { panic!("{blocked:?}") };
         assert_eq!((calling.tid, calling.wchan.as_str()), (401, "percpu_rwsem_wait"));
@@ -202,7 +204,7 @@ mod tests {
 
     #[test]
     fn only_a_thread_that_never_ran_in_between_was_blocked_throughout() {
-        let first = blocked_tasks(&fixture("preflight"));
+        let first = blocked_tasks(fixture("preflight").path());
         assert_eq!((first.len(), first[0].switches), (2, 42));
         assert_eq!(blocked_throughout(&first, &first).len(), 2);
         let mut second = first.clone();
@@ -224,6 +226,17 @@ mod tests {
         process(line).is_none()
     }
 
+    proptest! {
+        #[test]
+        fn no_text_makes_decoding_panic(text in "([0-9]{1,3} |\\(|\\)|D |0x|-1|flags:|mnt_id:|\n|é){0,40}") {
+            task(&text);
+            process(&text);
+            descriptor(&text);
+            descriptor_of_call(&text);
+            switches(&text);
+        }
+    }
+
     #[test]
     fn a_running_call_and_a_page_fault_name_no_descriptor() {
         assert_eq!(descriptor_of_call("running"), None);
@@ -237,7 +250,8 @@ mod tests {
     fn this_machines_processes_include_this_one() {
         let me = i32::try_from(std::process::id()).unwrap();
         assert!(processes(Path::new("/")).contains_key(&me));
-        let now = blocked_tasks(Path::new("/"));
-        assert!(now.iter().all(|task| task.pid != me));
+        // Other threads of this very test may be blocked at times; the one that looks is not.
+        let this_thread = nix::unistd::gettid().as_raw();
+        assert!(blocked_tasks(Path::new("/")).iter().all(|task| task.tid != this_thread));
     }
 }

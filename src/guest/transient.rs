@@ -225,7 +225,7 @@ fn mount_id(file: &fs::File) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{self, Guest, disks, mounts, superblocks, tests::fixture};
+    use crate::guest::{self, Guest, disks, fixture::fixture, mounts, superblocks};
 
     fn verdicts(guest: &Guest, configured: &[&str]) -> BTreeMap<String, (Durability, Vec<String>)> {
         let configured: Vec<PathBuf> = configured.iter().map(PathBuf::from).collect();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     fn of(name: &str, configured: &[&str]) -> BTreeMap<String, (Durability, Vec<String>)> {
-        verdicts(&guest::read(&fixture(name)).unwrap(), configured)
+        verdicts(&guest::read(fixture(name).path()).unwrap(), configured)
     }
 
     fn said(durability: Durability, evidence: &[&str]) -> (Durability, Vec<String>) {
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn what_the_administrator_says_comes_first_and_travels_up_through_loop_files() {
-        let guest = guest::read(&fixture("loop-on-lvm-on-loop")).unwrap();
+        let guest = guest::read(fixture("loop-on-lvm-on-loop").path()).unwrap();
         assert_eq!(verdicts(&guest, &[])["7:1"].0, Durability::Unknown);
         let found = verdicts(&guest, &["/vg/"]);
         assert_eq!(found["252:0"], said(Durability::Transient, &["config=/vg"]));

@@ -30,9 +30,9 @@ pub struct Standing {
 /// Readers' side. Cheap to clone.
 #[derive(Clone)]
 pub struct Published {
-    standing: watch::Receiver<Arc<Standing>>,
-    events: broadcast::Sender<proto::Event>,
-    history: Arc<Mutex<History>>,
+    pub(crate) standing: watch::Receiver<Arc<Standing>>,
+    pub(crate) events: broadcast::Sender<proto::Event>,
+    pub(crate) history: Arc<Mutex<History>>,
 }
 
 impl Published {

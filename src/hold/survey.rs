@@ -216,12 +216,16 @@ impl Survey {
         let connections = join_all(targets.iter().map(|t| Session::connect(t, CONNECT_LIMIT))).await;
         for (target, connection) in targets.into_iter().zip(connections) {
             match connection {
+                // two sockets of one server: the first one, a configured one if there is any, holds it
+                Ok(session) if session.server_pid().is_some_and(|pid| self.is_connected(pid)) => {
+                    let _ = session.release(DISCONNECT_LIMIT).await;
+                }
                 Ok(session) => self.add_database(target, session, surroundings).await,
                 Err(error) => self.cannot_hold(&target, &error),
             }
         }
         for engine in running {
-            if self.databases.iter().any(|db| db.session.server_pid() == Some(engine.pid)) {
+            if self.is_connected(engine.pid) {
                 continue;
             }
             self.expected.capped = true;
@@ -233,6 +237,10 @@ impl Survey {
             let hint = "configure it as a [[database]], or bring it to a consistent point with a hook";
             self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
         }
+    }
+
+    fn is_connected(&self, pid: i32) -> bool {
+        self.databases.iter().any(|db| db.session.server_pid() == Some(pid))
     }
 
     async fn add_database(&mut self, target: Target, session: Session, surroundings: &Surroundings) {

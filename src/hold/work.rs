@@ -1,10 +1,9 @@
 //! What a hold does, phase by phase, and how it is undone. The driver runs these futures and may drop any of them at
 //! any point: whatever was started is on the undo stack before it acts.
 
-use std::{collections::BTreeMap, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::future::join_all;
-use nix::sys::socket::{Shutdown, shutdown};
 use tokio::{task::JoinHandle, time::Instant};
 
 use super::{
@@ -24,6 +23,7 @@ use crate::{
         filesystem::{Preflush, preflush},
         hook::{self, Hook},
     },
+    sys::sockets,
     warden::{
         self, FreezeError, Lost, PrepareError, Thawed,
         client::{BeginError, Warden},
@@ -338,7 +338,17 @@ impl<'a> Work<'a> {
         for (step, required, error) in lost {
             self.database_failed(&step, required, &error)?;
         }
+        self.remark();
         Ok(())
+    }
+
+    /// What the sessions have noticed so far, said once.
+    fn remark(&self) {
+        for remark in self.databases.iter().filter_map(|db| db.session.as_ref()).flat_map(Session::remarks) {
+            if self.publisher.current().is_some_and(|report| !report.problems.contains(&remark)) {
+                self.publisher.problem(remark);
+            }
+        }
     }
 
     /// Writes dirty pages back before anyone waits, until one more round would gain nothing.
@@ -434,6 +444,7 @@ impl<'a> Work<'a> {
             }
             failpoint::reached(if barrier { "barrier" } else { "databases_held" }).await;
         }
+        self.remark();
         for db in &mut self.databases {
             let Some(session) = db.session.as_ref().filter(|_| db.held) else { continue };
             let described = session.describe();
@@ -844,8 +855,7 @@ impl Held {
     /// Shuts the socket down: whatever the server was doing for it ends, and every lock with it.
     fn cut(&mut self) {
         if let Some(socket) = self.session.as_ref().and_then(|s| s.socket().ok()) {
-            // an error means it is shut already
-            let _ = shutdown(std::os::fd::AsRawFd::as_raw_fd(&socket.as_fd()), Shutdown::Both);
+            sockets::cut(&socket);
         }
     }
 }

@@ -11,6 +11,11 @@
 //! log there is no second witness: InnoDB's LSN moves with uncommitted writes and background work, `Com_commit` and
 //! `Handler_commit` with attempts and with reads. Then END alone is the proof, and that is said.
 //!
+//! FLUSH ENGINE LOGS alone is not enough: seen on 10.11, InnoDB ignores it under `innodb_flush_log_at_trx_commit = 0`,
+//! and a killed server had lost 84 of 200 acknowledged commits. So under relaxed settings the flush runs with that
+//! setting at 1 for its duration, in one compound statement that puts it back by itself, whatever becomes of us; and
+//! what it did is checked: InnoDB's flushed LSN must have reached what was current before.
+//!
 //! Letting go must not depend on the driver: `mysql_async` answers a dropped connection by first reading what is
 //! still due, which may never come, while the lock lives on. So we hold a duplicate of its socket and cut that first.
 //! A server busy with a statement notices when it ends, at the latest after `lock_wait_timeout`.
@@ -44,8 +49,9 @@ const STAGE_WAIT: u64 = 3;
 /// How long BACKUP STAGE END may take before the connection is cut instead.
 const END_WAIT: Duration = Duration::from_secs(1);
 
-/// How often open transactions are looked at while draining.
-const DRAIN_POLL: Duration = Duration::from_millis(100);
+/// How often open transactions are looked at while draining. InnoDB answers from a copy it only renews when nobody has
+/// looked for 100 ms (CACHE_MIN_IDLE_TIME_NS, storage/innobase/trx/trx0i_s.cc), so every look waits longer than that.
+const DRAIN_POLL: Duration = Duration::from_millis(150);
 
 pub(super) struct Session {
     target: Target,
@@ -59,6 +65,8 @@ pub(super) struct Session {
     start: Vec<proto::Coordinate>,
     /// `None`: we may not know (PROCESS)
     open_transactions: Option<u32>,
+    /// every acknowledged commit was written out at the barrier, or none had to be
+    flushed: bool,
     stage: Stage,
 }
 
@@ -171,6 +179,7 @@ impl Session {
             remarks: Vec::new(),
             start: Vec::new(),
             open_transactions: None,
+            flushed: true,
             stage: Stage::None,
         };
         session.settle(deadline).await.map_err(|failed| session.error(CONNECT, failed))?;
@@ -183,7 +192,8 @@ impl Session {
         self.link
             .run(
                 deadline,
-                "SET SESSION wait_timeout = 86400, interactive_timeout = 86400, lock_wait_timeout = 1, autocommit = 1",
+                "SET SESSION wait_timeout = 86400, interactive_timeout = 86400, max_statement_time = 0, \
+                 lock_wait_timeout = 1, autocommit = 1, sql_mode = ''",
             )
             .await?;
         self.variables = self.link.pairs(deadline, VARIABLES).await?;
@@ -274,7 +284,7 @@ impl Session {
             self.say(
                 Severity::Note,
                 "RELAXED_DURABILITY",
-                "commits are acknowledged before they are on disk; the barrier writes them all out",
+                "commits are acknowledged before they are on disk; the barrier writes them out",
                 "",
             );
         }
@@ -301,16 +311,20 @@ impl Session {
     /// Waits for the write transactions that are open now; newer ones are not waited for, none is ended by us.
     async fn drain(&mut self, deadline: Deadline) -> Result<(), Trouble> {
         let until = Instant::now() + self.target.drain.min(deadline.left().saturating_sub(END_WAIT));
-        let Some(mut waited_for) = self.writers(deadline).await? else {
-            let hint = format!("GRANT PROCESS ON *.* TO {}", self.account());
-            self.say(Severity::Warning, "NOT_DRAINED", "`drain` needs to see other sessions' transactions", hint);
-            return Ok(());
+        let mut waited_for = None;
+        let waited_for = loop {
+            tokio::time::sleep(DRAIN_POLL).await;
+            let Some(open) = self.writers(deadline).await? else {
+                let hint = format!("GRANT PROCESS ON *.* TO {}", self.account());
+                self.say(Severity::Warning, "NOT_DRAINED", "`drain` needs to see other sessions' transactions", hint);
+                return Ok(());
+            };
+            let left = waited_for.get_or_insert_with(|| open.clone());
+            left.retain(|id| open.contains(id));
+            if left.is_empty() || Instant::now() >= until {
+                break std::mem::take(left);
+            }
         };
-        while !waited_for.is_empty() && Instant::now() < until {
-            tokio::time::sleep_until(until.min(Instant::now() + DRAIN_POLL)).await;
-            let open = self.writers(deadline).await?.unwrap_or_default();
-            waited_for.retain(|id| open.contains(id));
-        }
         if !waited_for.is_empty() {
             let message = format!("{} write transactions stayed open for all of `drain`", waited_for.len());
             self.say(Severity::Warning, "NOT_DRAINED", message, "the copy rolls them back; `drain` may be too short");
@@ -373,8 +387,14 @@ impl Session {
     }
 
     pub(super) async fn barrier(&mut self, _hold_id: &str, deadline: Deadline) -> Result<(), Error> {
-        if let Err(failed) = self.link.run(deadline, FLUSH).await {
-            return Err(self.error("flush", failed));
+        self.flushed = self.flush(deadline).await.map_err(|failed| self.error("flush", failed))?;
+        if !self.flushed {
+            self.say(
+                Severity::Warning,
+                NOT_FLUSHED,
+                "innodb_flush_log_at_trx_commit is 0 and the log could not be flushed: commits acknowledged lately may be missing",
+                format!("GRANT SUPER ON *.* TO {}, or SET GLOBAL innodb_flush_log_at_trx_commit = 2", self.account()),
+            );
         }
         let start = match self.coordinates(deadline).await {
             Ok(coordinates) => coordinates,
@@ -383,6 +403,33 @@ impl Session {
         let [server, domain] = ["server_id", "gtid_domain_id"].map(|key| coordinate(key, self.variable(key)));
         self.start = [server, domain].into_iter().chain(start).collect();
         self.count_transactions(deadline).await.map_err(|failed| self.error("read the transactions of", failed))
+    }
+
+    /// Writes out what was acknowledged. Commits are blocked by now, so this is final. `false`: it had no effect.
+    async fn flush(&mut self, deadline: Deadline) -> Result<bool, Trouble> {
+        // 1 and 3 write and sync before acknowledging; without InnoDB there is no such variable.
+        let setting = self.link.pairs(deadline, "SHOW GLOBAL VARIABLES LIKE 'innodb_flush_log_at_trx_commit'").await?;
+        let setting = setting.into_values().next().unwrap_or_default();
+        if !matches!(setting.as_str(), "0" | "2") {
+            self.link.run(deadline, FLUSH).await?;
+            return Ok(true);
+        }
+        let due = self.lsn(deadline, "Innodb_lsn_current").await?;
+        match self.link.run(deadline, FLUSH_STRICTLY).await {
+            Ok(()) => {}
+            Err(Failed::Refused(mysql_async::Error::Server(error))) if error.code == ACCESS_DENIED => {
+                self.link.run(deadline, FLUSH).await?;
+            }
+            Err(failed) => return Err(failed),
+        }
+        // With 2 each commit was written before it was acknowledged; the freeze itself brings that to disk.
+        let done = self.lsn(deadline, "Innodb_lsn_flushed").await?;
+        Ok(setting == "2" || (due.is_some() && done >= due))
+    }
+
+    async fn lsn(&mut self, deadline: Deadline, name: &str) -> Result<Option<u64>, Trouble> {
+        let status = self.link.pairs(deadline, &format!("SHOW GLOBAL STATUS LIKE '{name}'")).await?;
+        Ok(status.into_values().next().and_then(|value| value.parse().ok()))
     }
 
     /// Where the logs stand.
@@ -411,6 +458,8 @@ impl Session {
     pub(super) async fn prove_and_release(mut self, deadline: Deadline) -> Proof {
         let mut database = self.describe();
         let held = self.stage == Stage::Held && !self.start.is_empty();
+        let flushed = self.flushed;
+        let not_flushed = self.remarks.iter().find(|remark| remark.code == NOT_FLUSHED).cloned();
         // Read while still locked, else the next commit would blur it; but writers are waiting.
         let end = self.coordinates(deadline.at_most(END_WAIT)).await;
         let ended = self.link.run(deadline.at_most(END_WAIT), END).await;
@@ -435,9 +484,11 @@ impl Session {
             return unproven(&name, database, &why);
         }
         match moved(&database.start, &database.end) {
-            None => Proof { database, problem: None },
+            None => Proof { database, problem: not_flushed },
             Some(key) => {
-                database.claim = proto::Claim::Bounded.into();
+                if flushed {
+                    database.claim = proto::Claim::Bounded.into();
+                }
                 let message =
                     format!("the lock held, and yet {key} is not what it was: start and end only bracket the copy");
                 let hint = "see who may write past BACKUP STAGE BLOCK_COMMIT";
@@ -473,7 +524,7 @@ impl Session {
         proto::Database {
             engine: "mariadb".to_owned(),
             version: self.version.clone(),
-            claim: proto::Claim::Exact.into(),
+            claim: if self.flushed { proto::Claim::Exact } else { proto::Claim::Recoverable }.into(),
             start: self.start.clone(),
             end: Vec::new(),
             open_transactions: self.open_transactions.unwrap_or(0),
@@ -509,6 +560,18 @@ const CONNECT: &str = "connect to";
 const HOLD: &str = "hold";
 const FLUSH: &str = "FLUSH LOCAL ENGINE LOGS";
 const END: &str = "BACKUP STAGE END";
+
+/// The one problem known before the freeze that lowers the claim.
+const NOT_FLUSHED: &str = "NOT_FLUSHED";
+
+/// The flush as it is under strict settings; one statement, so that the server itself puts the setting back.
+const FLUSH_STRICTLY: &str = "BEGIN NOT ATOMIC
+    DECLARE was INT DEFAULT @@GLOBAL.innodb_flush_log_at_trx_commit;
+    DECLARE EXIT HANDLER FOR SQLEXCEPTION BEGIN SET GLOBAL innodb_flush_log_at_trx_commit = was; RESIGNAL; END;
+    SET GLOBAL innodb_flush_log_at_trx_commit = 1;
+    FLUSH LOCAL ENGINE LOGS;
+    SET GLOBAL innodb_flush_log_at_trx_commit = was;
+END";
 
 /// Server errors this file tells apart (mariadb.com/kb/en/mariadb-error-codes).
 const ACCESS_DENIED: u16 = 1227;
@@ -611,28 +674,27 @@ async fn open(target: &Target, user: &str, deadline: Deadline) -> Result<Link, E
         let read = read.map_err(|failed| io_error("read the password file of", failed))?;
         options = options.pass(Some(read.map_err(|(why, hint)| problem(why, hint))?));
     }
-    let (short, file_name) = match &target.at {
+    let (short, full) = match &target.at {
         Address::Socket(path) => {
             let path = path.clone();
             let found = look(deadline, move || {
                 let path = std::fs::canonicalize(socket_file(Engine::Mysql, &path)?)?;
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                Ok((ShortPath::new(&path)?, name))
+                Ok((ShortPath::new(&path)?, path))
             });
-            let (short, name) = found.await.map_err(|failed| io_error(CONNECT, failed))?;
+            let (short, full) = found.await.map_err(|failed| io_error(CONNECT, failed))?;
             let Some(text) = short.as_path().to_str() else {
                 return Err(problem("the path of its socket is not valid UTF-8".to_owned(), String::new()));
             };
             options = options.socket(Some(text));
-            (Some(short), name)
+            (Some(short), full)
         }
         Address::Tcp { host, port } => {
             options = options.ip_or_hostname(host).tcp_port(*port);
-            (None, String::new())
+            (None, PathBuf::new())
         }
     };
     let peer = match &target.at {
-        Address::Socket(_) => sockets::Peer::Unix { file_name: &file_name },
+        Address::Socket(_) => sockets::Peer::Unix { path: &full },
         Address::Tcp { port, .. } => sockets::Peer::Tcp { port: *port },
     };
 

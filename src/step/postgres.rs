@@ -296,7 +296,20 @@ impl Session {
 
     pub(super) async fn barrier(&mut self, hold_id: &str, deadline: Deadline) -> Result<(), Error> {
         let start = self.start_coordinates(hold_id, deadline).await;
-        self.start = start.map_err(|failed| self.error("flush", failed))?;
+        let start = start.map_err(|failed| self.error(FLUSH, failed))?;
+        // The marker's commit has waited for this; a server on which it has not cannot be believed.
+        let lsn = |key| value(&start, key).and_then(|text| position_of(&text));
+        if let (Some(marker), flushed) = (lsn("marker_lsn"), lsn("flush_lsn"))
+            && flushed < Some(marker)
+        {
+            return Err(Error {
+                name: self.target.name.clone(),
+                what: FLUSH,
+                why: "it confirmed a synchronous commit that is not in its log on disk".to_owned(),
+                hint: "look at the server's log and disks".to_owned(),
+            });
+        }
+        self.start = start;
         Ok(())
     }
 
@@ -485,6 +498,7 @@ impl Identity {
 const CONNECT: &str = "connect to";
 const HOLD: &str = "hold";
 const CHECKPOINT: &str = "checkpoint";
+const FLUSH: &str = "flush";
 const NO_CHECKPOINT: &str = "no checkpoint could be made, so the copy has more to recover";
 
 /// A text column; what is NULL is empty. Every query here casts to text.
@@ -494,6 +508,13 @@ fn text<'a>(row: &'a Row, column: &str) -> &'a str {
 
 fn value(coordinates: &[proto::Coordinate], key: &str) -> Option<String> {
     coordinates.iter().find(|coordinate| coordinate.key == key).map(|coordinate| coordinate.value.clone())
+}
+
+/// A log position as a number: "16/B374D848" is 0x16B374D848.
+fn position_of(lsn: &str) -> Option<u64> {
+    let (high, low) = lsn.split_once('/')?;
+    let [high, low] = [high, low].map(|half| u32::from_str_radix(half, 16).ok());
+    Some(u64::from(high?) << 32 | u64::from(low?))
 }
 
 /// The system identifier is unsigned, but SQL has no such type: half of them print with a minus.
@@ -683,6 +704,13 @@ mod tests {
         assert!(why(|now| now.postmaster_started = "2026-01-02".to_owned()).contains("restarted"));
         assert!(why(|now| now.in_recovery = true).contains("standby"));
         assert!(why(|now| now.timeline = Some("2".to_owned())).contains("timeline"));
+    }
+
+    #[test]
+    fn log_positions_compare_as_numbers_not_as_text() {
+        assert_eq!(position_of("16/B374D848"), Some(0x16_B374_D848));
+        assert!(position_of("A/0") < position_of("10/0"));
+        assert_eq!(position_of("16"), None);
     }
 
     #[test]

@@ -2,11 +2,11 @@
 //! the kernel whether the peer is still there, and cutting it. Called by `step::database` and its engines.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -24,8 +24,8 @@ pub struct Open(BTreeSet<u64>);
 /// What the socket being looked for is connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peer<'a> {
-    /// a listening unix socket, bound under this file name (its directory may be called otherwise over there)
-    Unix { file_name: &'a str },
+    /// a listening unix socket; in the server's own view its directory may be called otherwise, its file is not
+    Unix { path: &'a Path },
     /// a TCP port, anywhere
     Tcp { port: u16 },
 }
@@ -36,6 +36,14 @@ pub enum Peer<'a> {
 /// /proc/self/fd cannot be read.
 pub fn open() -> io::Result<Open> {
     Ok(Open(sockets()?.into_iter().map(|(_, inode)| inode).collect()))
+}
+
+/// How well a socket fits what is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// bound under the same file name, in a directory we know by another name
+    Alike,
+    Exact,
 }
 
 /// A duplicate of the one client socket that was not open at `before` and is connected to `peer`.
@@ -56,10 +64,15 @@ pub fn connected_since(before: &Open, peer: Peer<'_>) -> io::Result<OwnedFd> {
         // JUSTIFICATION: gives the duplicate its owner.
         // SAFETY: fcntl has just returned it to us; nobody else knows it.
         let duplicate = unsafe { OwnedFd::from_raw_fd(duplicate) };
-        if inode_of(duplicate.as_raw_fd()) == Some(inode) && leads_to(duplicate.as_raw_fd(), peer) {
-            found.push(duplicate);
+        if inode_of(duplicate.as_raw_fd()) == Some(inode)
+            && let Some(fit) = leads_to(duplicate.as_raw_fd(), peer)
+        {
+            found.push((fit, duplicate));
         }
     }
+    let best = found.iter().map(|(fit, _)| *fit).max();
+    let mut found: Vec<OwnedFd> =
+        found.into_iter().filter(|(fit, _)| Some(*fit) == best).map(|(_, socket)| socket).collect();
     match (found.pop(), found.len()) {
         (Some(socket), 0) => Ok(socket),
         (None, _) => Err(io::Error::new(io::ErrorKind::NotFound, "the connection's socket was not found")),
@@ -67,16 +80,17 @@ pub fn connected_since(before: &Open, peer: Peer<'_>) -> io::Result<OwnedFd> {
     }
 }
 
+/// One descriptor per socket, however many lead to it.
 fn sockets() -> io::Result<Vec<(RawFd, u64)>> {
-    let mut sockets = Vec::new();
+    let mut sockets = BTreeMap::new();
     for entry in fs::read_dir("/proc/self/fd")? {
         // The listing's own descriptor is among them and gone by now.
         let Some(fd) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         if let Some(inode) = inode_of(fd) {
-            sockets.push((fd, inode));
+            sockets.insert(inode, fd);
         }
     }
-    Ok(sockets)
+    Ok(sockets.into_iter().map(|(inode, fd)| (fd, inode)).collect())
 }
 
 fn inode_of(fd: RawFd) -> Option<u64> {
@@ -84,18 +98,20 @@ fn inode_of(fd: RawFd) -> Option<u64> {
     target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
 }
 
-fn leads_to(socket: RawFd, peer: Peer<'_>) -> bool {
-    let (Ok(own), Ok(theirs)) = (getsockname::<SockaddrStorage>(socket), getpeername::<SockaddrStorage>(socket)) else {
-        return false;
-    };
+fn leads_to(socket: RawFd, peer: Peer<'_>) -> Option<Fit> {
+    let own = getsockname::<SockaddrStorage>(socket).ok()?;
+    let theirs = getpeername::<SockaddrStorage>(socket).ok()?;
     match peer {
         // A client's own end has no name; an accepted connection is the other way round; a socketpair has none at all.
-        Peer::Unix { file_name } => {
-            let (Some(own), Some(theirs)) = (own.as_unix_addr(), theirs.as_unix_addr()) else { return false };
-            own.path().is_none()
-                && theirs.path().and_then(|path| path.file_name()).is_some_and(|name| name == file_name)
+        Peer::Unix { path } => {
+            let (own, theirs) = (own.as_unix_addr()?, theirs.as_unix_addr()?.path()?);
+            match own.path() {
+                Some(_) => None,
+                None if theirs == path => Some(Fit::Exact),
+                None => (theirs.file_name() == path.file_name()).then_some(Fit::Alike),
+            }
         }
-        Peer::Tcp { port } => address(&theirs).is_some_and(|theirs| theirs.port() == port),
+        Peer::Tcp { port } => (address(&theirs)?.port() == port).then_some(Fit::Exact),
     }
 }
 
@@ -174,16 +190,19 @@ mod tests {
         let listener = UnixListener::bind(&path).expect("it binds");
         let other = UnixListener::bind(directory.path().join("other.sock")).expect("it binds");
         let before = open().expect("listed");
-        let missing = connected_since(&before, Peer::Unix { file_name: "found.sock" });
+        let peer = Peer::Unix { path: &path };
+        let missing = connected_since(&before, peer);
         assert_eq!(missing.expect_err("none yet").kind(), io::ErrorKind::NotFound);
         let _noise = (UnixStream::pair().expect("a pair"), UnixStream::connect(directory.path().join("other.sock")));
         let client = UnixStream::connect(&path).expect("it connects");
         let _accepted = (listener.accept().expect("accepted"), other.accept().expect("accepted"));
-        let found = connected_since(&before, Peer::Unix { file_name: "found.sock" }).expect("exactly one");
+        let found = connected_since(&before, peer).expect("exactly one");
+        let alike = connected_since(&before, Peer::Unix { path: Path::new("/elsewhere/found.sock") });
+        assert!(same(&alike.expect("a directory may have another name over there"), &client));
         assert!(same(&found, &client));
         assert_eq!(server_pid(&found), Some(std::process::id().cast_signed()));
         let _second = UnixStream::connect(&path).expect("it connects");
-        assert!(connected_since(&before, Peer::Unix { file_name: "found.sock" }).is_err(), "two fit: refuse to guess");
+        assert!(connected_since(&before, peer).is_err(), "two fit: refuse to guess");
     }
 
     #[test]

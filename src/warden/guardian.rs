@@ -174,14 +174,11 @@ impl Guardian<'_> {
 
     fn say(&self, json: &[u8], what: Say) -> io::Result<()> {
         let (Some(papers), Some(receipt)) = (&self.papers, &self.post.target.receipt) else { return Ok(()) };
-        papers.say(
-            json,
-            match what {
-                Say::Frozen => &receipt.frozen,
-                Say::Released => &receipt.released,
-                Say::Aborted => &receipt.aborted,
-            },
-        )
+        papers.say(json, match what {
+            Say::Frozen => &receipt.frozen,
+            Say::Released => &receipt.released,
+            Say::Aborted => &receipt.aborted,
+        })
     }
 
     /// Success is proven here: FIFREEZE returned 0, and the sentinel is blocked.

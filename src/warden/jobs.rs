@@ -167,20 +167,14 @@ impl Hold {
         self.jobs.let_go = true;
         self.advance_freeze(now);
         // what froze although its freeze was given up on, or never ordered in a level, is not forgotten
-        let unordered: Vec<usize> = (0..self.guards.len())
-            .filter(|index| !self.jobs.levels.iter().any(|level| level.contains(index)))
-            .collect();
+        let unordered: Vec<usize> =
+            (0..self.guards.len()).filter(|index| !self.jobs.levels.iter().any(|level| level.contains(index))).collect();
         if !unordered.is_empty() {
             self.jobs.levels.push(unordered);
         }
         let levels = self.jobs.levels.len();
         let extra = OBEY * u32::try_from(levels).unwrap_or(u32::MAX);
-        let thaw = self.jobs.thaw.get_or_insert(Thawing {
-            seqs: vec![],
-            left: levels,
-            level_until: now,
-            until: now + extra + THAW,
-        });
+        let thaw = self.jobs.thaw.get_or_insert(Thawing { seqs: vec![], left: levels, level_until: now, until: now + extra + THAW });
         thaw.seqs.extend(seq);
         self.advance_thaw(now);
     }

@@ -164,7 +164,8 @@ impl Marker {
     /// # Errors
     /// It exists but cannot be opened or mapped.
     pub fn map(run: &Path) -> io::Result<Option<Marker>> {
-        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(run.join("marker"));
+        let opened =
+            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(run.join("marker"));
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -475,10 +476,7 @@ mod tests {
         assert_eq!((left.hold_id.as_str(), left.phase, left.reason), ("h1", Phase::Quiescing, None));
         let names: Vec<_> = left.hooks.iter().map(|hook| hook.name.as_str()).collect();
         assert_eq!(names, ["10-a", "30-c"]);
-        assert_eq!(
-            (left.hooks[1].path.as_path(), left.hooks[1].limit),
-            (Path::new("/hooks/30-c"), Duration::from_secs(5))
-        );
+        assert_eq!((left.hooks[1].path.as_path(), left.hooks[1].limit), (Path::new("/hooks/30-c"), Duration::from_secs(5)));
     }
 
     #[test]

@@ -154,8 +154,7 @@ impl Warden {
 
     /// Sleeps until somebody speaks or something is due.
     fn listen(&self) -> Vec<Voice> {
-        let link_flags =
-            if self.outbox.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
+        let link_flags = if self.outbox.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
         let link = self.link.iter().map(|link| (link.as_fd(), Voice::Link));
         let daemon = (!self.lost).then(|| (self.daemon.as_fd(), Voice::Daemon));
         let lingering = self.lingering.iter().map(|(_, child)| (child.pidfd.as_fd(), Voice::Lingering));

@@ -52,12 +52,6 @@ impl Place {
         command
     }
 
-    /// Runs it to its end, which must be good.
-    pub fn must(&self, program: &Path, args: &[&str]) {
-        let output = self.command(program).args(args).output().expect("setpriv is part of util-linux");
-        assert!(output.status.success(), "{} failed: {}", program.display(), String::from_utf8_lossy(&output.stderr));
-    }
-
     /// Starts it, with its output in `log`.
     pub fn start(&self, program: &Path, args: &[String]) -> Running {
         let log = fs::File::create(self.path("log")).expect("created");
