@@ -121,11 +121,9 @@ fn a_killed_daemon_lets_go_at_once(lab: &Lab) {
 
 fn holds_again(daemon: &Daemon, writers: &[Writer]) {
     daemon.freeze(&["--id", "afterwards"]);
-    for writer in writers {
-        writer.assert_blocked();
-    }
+    let held = writers.iter().all(|writer| writer.is_blocked() || writer.is_blocked());
     let report = daemon.thaw();
-    assert_eq!(report["verdict"], "unbroken", "{report:#}");
+    assert!(held && report["verdict"] == "unbroken", "writers waited: {held}; {report:#}");
     for writer in writers {
         writer.assert_writable_within(Duration::from_secs(2));
     }
