@@ -31,8 +31,8 @@ pub struct Global {
     #[arg(long, global = true, value_name = "PATH", env = "HOLDSTILL_SOCKET", hide_env_values = true)]
     pub socket: Option<PathBuf>,
 
-    /// Where the daemon is: unix:PATH (in this version nothing else)
-    #[arg(long, global = true, value_name = "ENDPOINT", value_parser = endpoint, conflicts_with = "socket")]
+    /// Where the daemon is: unix:PATH (in this version nothing else); goes before --socket
+    #[arg(long, global = true, value_name = "ENDPOINT", value_parser = endpoint)]
     pub endpoint: Option<PathBuf>,
 
     /// Print exactly one JSON document on stdout; text for people goes to stderr
@@ -72,9 +72,6 @@ pub enum Verb {
     Verify(Verify),
     /// Let go of whatever a dead daemon left held
     Rescue(Rescue),
-    /// The second process beside the daemon; started by it
-    #[command(hide = true)]
-    Warden(Warden),
     /// The process a command of `run` waits in; started by it
     #[command(hide = true)]
     Gate(Gate),
@@ -273,19 +270,6 @@ pub struct Rescue {
     /// The run directory of the dead daemon [default: [paths] run]
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub struct Warden {
-    /// The run directory
-    #[arg(long, value_name = "DIR")]
-    pub run: PathBuf,
-    /// The inherited socket to the daemon
-    #[arg(long, value_name = "N")]
-    pub fd: i32,
-    /// What `rescue` is to be given
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

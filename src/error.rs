@@ -13,7 +13,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    config, daemon,
+    config, daemon, rescue,
     hold::{Refusal, RefusalKind},
 };
 
@@ -247,6 +247,12 @@ impl From<Refusal> for Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Failure {
+        // only a status made on this side has a source: the connection broke before there was an answer
+        if std::error::Error::source(&status).is_some() {
+            let message = format!("the daemon went away before it answered: {}", status.message());
+            return Failure::local(RefusalKind::Unavailable, reason::DAEMON_UNREACHABLE, message)
+                .hint("whatever it held is let go; `holdstill status` says where things stand");
+        }
         let (exit, code) = meaning(status.code());
         let info = status.get_details_error_info().filter(|info| info.domain == DOMAIN);
         let (reason, mut metadata) = match info {
@@ -264,6 +270,25 @@ impl From<Status> for Failure {
             message,
             hint: metadata.remove("hint").unwrap_or_default(),
             hold_id: metadata.remove("hold_id").unwrap_or_default(),
+        }
+    }
+}
+
+impl From<rescue::Error> for Failure {
+    fn from(error: rescue::Error) -> Failure {
+        let message = format!("failed to {error}");
+        match error {
+            rescue::Error::Marker { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                Failure::local(RefusalKind::PermissionDenied, reason::NOT_PERMITTED, message)
+                    .hint("only root can thaw file systems")
+            }
+            rescue::Error::Marker { .. } => Failure::local(RefusalKind::FailedPrecondition, reason::LOCAL, message),
+            rescue::Error::Locked => Failure::local(RefusalKind::FailedPrecondition, reason::LOCAL, message)
+                .hint("it lets go of everything by itself; look again in a moment"),
+            rescue::Error::DaemonResponds { .. } => {
+                Failure::local(RefusalKind::FailedPrecondition, "HOLD_IN_PROGRESS", message)
+                    .hint("ask it: `holdstill thaw`")
+            }
         }
     }
 }

@@ -101,6 +101,31 @@ fn status_text(status: Status) -> String {
     }
 }
 
+impl Rescued {
+    /// The document of `rescue --json`.
+    pub fn to_json(&self) -> serde_json::Value {
+        let filesystems: Vec<_> = self
+            .filesystems
+            .iter()
+            .map(|(mount, how)| {
+                let how = match how {
+                    Thawed::Ours => "thawed",
+                    Thawed::Foreign => "foreign",
+                    Thawed::NeverFrozen => "not_frozen",
+                    Thawed::StillStuck => "stuck",
+                };
+                serde_json::json!({"mount": mount, "outcome": how})
+            })
+            .collect();
+        serde_json::json!({
+            "hold_id": self.hold_id.as_deref().unwrap_or_default(),
+            "filesystems": filesystems,
+            "hooks": self.hooks,
+            "problems": self.problems.iter().map(|p| format!("failed to {p}")).collect::<Vec<_>>(),
+        })
+    }
+}
+
 impl fmt::Display for Rescued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(id) = &self.hold_id else { return write!(f, "nothing was held") };
@@ -143,6 +168,7 @@ pub fn run(run: &Path, environment: &BTreeMap<String, String>) -> Result<Rescued
     marker.let_go_because(Reason::DaemonLost);
     end_warden(&marker, &mut rescued);
     thaw(&marker, run, &mut rescued);
+    marker.end_stopped();
     settle_receipts(&marker, &mut rescued);
     run_hooks(&marker, environment, &mut rescued);
     match rcu::restore(Path::new("/"), &marker) {
@@ -243,7 +269,8 @@ fn thaw(marker: &Marker, run: &Path, rescued: &mut Rescued) {
     let until = clock::monotonic() + THAW;
     for (entry, child) in children {
         if let Some(errno) = wait_for(&child, until).filter(|&code| code != 0) {
-            let source = if errno > 0 { io::Error::from_raw_os_error(errno) } else { io::ErrorKind::Interrupted.into() };
+            let source =
+                if errno > 0 { io::Error::from_raw_os_error(errno) } else { io::ErrorKind::Interrupted.into() };
             rescued.problems.push(Problem::Thaw { mount: entry.mount(), source });
         }
     }
@@ -293,7 +320,8 @@ fn namespaces() -> Vec<i32> {
     let mut seen = BTreeSet::new();
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|namespace| seen.insert(namespace))).collect()
+    pids.filter(|pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).is_ok_and(|namespace| seen.insert(namespace)))
+        .collect()
 }
 
 /// A frozen superblock survives its last umount. Runs in a child: the namespace, and the mount in it, end with it.
@@ -303,7 +331,8 @@ fn mount_anew(entry: Entry<'_>, run: &Path) -> io::Result<OwnedFd> {
     mount(Some(&entry.source()), run, Some(entry.fs_type().as_str()), MsFlags::empty(), None::<&str>)?;
     let root = files::open_mount(run, None)?;
     let id = files::mount_id(root.as_fd())?;
-    let right = mounts(None)?.iter().any(|mount| mount.id == id && (mount.dev == entry.dev() || entry.dev().major == 0));
+    let right =
+        mounts(None)?.iter().any(|mount| mount.id == id && (mount.dev == entry.dev() || entry.dev().major == 0));
     right.then_some(root).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
 }
 
@@ -335,7 +364,8 @@ fn write_state(root: &OwnedFd, released: &[u8]) -> io::Result<()> {
 }
 
 fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &mut Rescued) {
-    let defaults = [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("LANG", "C")];
+    let defaults =
+        [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("LANG", "C")];
     let own = [
         ("HOLDSTILL_PHASE", "thaw".to_owned()),
         ("HOLDSTILL_ID", marker.hold_id()),

@@ -12,8 +12,6 @@ pub mod live;
 pub mod show;
 pub mod stdio;
 pub mod testimony;
-#[cfg(test)]
-mod tests;
 
 use std::{
     io::{IsTerminal, Write},
@@ -86,7 +84,7 @@ pub fn settings(file: Option<&Path>) -> Result<Loaded, config::Error> {
 /// The socket to ask on, and how long holds may take, as far as the flags and the machine's configuration tell. A broken
 /// configuration must not keep anyone from letting go: then it is the defaults, and that is said.
 pub fn daemon(global: &cli::Global) -> Daemon {
-    let given: Option<PathBuf> = global.socket.clone().or_else(|| global.endpoint.clone());
+    let given: Option<PathBuf> = global.endpoint.clone().or_else(|| global.socket.clone());
     let settings = settings(None).map(|loaded| loaded.settings).unwrap_or_else(|error| {
         if given.is_none() {
             let _ = writeln!(std::io::stderr(), "holdstill: using the default socket: {error}");

@@ -241,10 +241,13 @@ pub fn readiness(response: &proto::CheckResponse, strict: bool) -> String {
 /// The sentence of `freeze`.
 pub fn held(report: &proto::Report) -> String {
     format!(
-        "held: {}, {}, for at most {} (hold {id}): take the snapshot, then `holdstill thaw {id}`",
+        "held: {}, {}, {} (hold {id}): take the snapshot, then `holdstill thaw {id}`",
         count(report, &[proto::StepOutcome::Done]),
         level(report.consistency()),
-        duration(report.remaining.as_ref()),
+        match &report.remaining {
+            Some(remaining) => format!("for at most {}", duration(Some(remaining))),
+            None => "until its deadline".to_owned(),
+        },
         id = report.id,
     )
 }

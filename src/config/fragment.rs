@@ -154,7 +154,13 @@ fn unknown(within: &str, key: &str, at: Source) -> Error {
         Some(Form::Rows) => format!("in [[{within}]]"),
     };
     let names = known.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    Error::UnknownKey { key: key.to_owned(), place, at, meant: neighbour(within, key, &known), known: names }
+    Error::UnknownKey {
+        key: key.to_owned(),
+        place: place.into(),
+        at,
+        meant: neighbour(within, key, &known),
+        known: names.into(),
+    }
 }
 
 /// The key somebody probably meant: nearest in spelling here, then by the words people try, then the same key elsewhere.

@@ -70,7 +70,7 @@ pub enum Error {
     #[error("failed to read {at}: {why}")]
     Syntax { at: Source, why: String },
     #[error("unknown key `{key}` {place} ({at}){}", meant.as_ref().map_or(String::new(), |m| format!("; did you mean {m}?")))]
-    UnknownKey { key: String, place: String, at: Source, meant: Option<String>, known: String },
+    UnknownKey { key: String, place: Box<str>, at: Source, meant: Option<String>, known: Box<str> },
     #[error("cannot use `{key}` ({at}): {why}")]
     Invalid { key: String, at: Source, why: String, hint: String },
 }

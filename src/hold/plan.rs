@@ -159,11 +159,16 @@ impl Plan {
     /// Says what the snapshot will not contain, or refuses if the policy wants that.
     fn at_risk(&mut self, inputs: &Inputs<'_>, scope: &Scope<'_>) {
         for superblock in inputs.superblocks {
-            // memory file systems are never in a disk snapshot and nobody expects them to be; configured ones are named
+            // memory file systems are never in a disk snapshot and nobody expects them to be, nor a container's own
+            // disks; configured ones are named
             let Some(facts) = inputs.facts.get(&superblock.dev) else { continue };
             let named = facts.evidence.iter().any(|e| e.source == "config");
             let lost = match facts.durability {
-                Durability::Transient | Durability::Mixed => superblock.kind != Kind::Memory || named,
+                Durability::Transient | Durability::Mixed => match superblock.kind {
+                    Kind::Freezable | Kind::FlushOnly | Kind::Unknown => superblock.namespace.is_none() || named,
+                    Kind::Memory => named,
+                    Kind::Remote | Kind::Stacked | Kind::Image | Kind::Pseudo => false,
+                },
                 Durability::Unspecified | Durability::Unknown | Durability::Durable => false,
             };
             if !lost || scope.is_excluded(superblock) {

@@ -10,5 +10,6 @@ pub mod notify;
 pub mod packet;
 pub mod peer;
 pub mod process;
+pub mod run_child;
 pub mod sockets;
 pub mod table;

@@ -26,7 +26,10 @@ const BUFFER: usize = 1 << 20;
 /// What one read brought.
 #[derive(Debug)]
 pub enum Received {
-    Message { bytes: Vec<u8>, fds: Vec<OwnedFd> },
+    Message {
+        bytes: Vec<u8>,
+        fds: Vec<OwnedFd>,
+    },
     /// nothing there yet
     Nothing,
     /// the other end is gone

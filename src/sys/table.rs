@@ -35,9 +35,8 @@ impl Table {
         }
         // JUSTIFICATION: shared memory is what outlives every process of ours.
         // SAFETY: a new mapping at an address the kernel picks; nothing of ours truncates the file.
-        let start = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0)
-        }?;
+        let start =
+            unsafe { mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, file, 0) }?;
         Ok(Table { start: start.cast(), length: length.get() })
     }
 

@@ -127,11 +127,6 @@ impl Warden {
     /// The warden is lost, or a file system of an earlier hold is still stuck in the kernel (its mount point is the message).
     pub async fn begin(&self, hold_id: &str) -> Result<(), BeginError> {
         let mut turn = self.inner.turn.lock().await;
-        if self.inner.marker.holds() {
-            let held: Vec<_> = self.targets().iter().map(|kept| kept.held.clone()).collect();
-            takeover::thaw_all(&self.inner.marker, &held);
-            self.until_let_go(takeover::GUARDIANS).await;
-        }
         let _ = self.inner.beating.send(true);
         let seq = self.ask(&mut turn, Order::Begin { hold_id: hold_id.to_owned() }, vec![], vec![]);
         let word = turn.answer(seq, ANSWER).await;

@@ -68,29 +68,45 @@ impl State {
     }
 }
 
-/// One file system's part of the marker.
+/// One file system's part of the marker, for one hold: a process that slept through the end of its hold finds that this
+/// entry is no longer its own, and changes nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Entry<'a> {
     table: &'a Table,
     base: usize,
+    /// the hold's number, in the upper bits of the state
+    tag: u32,
 }
 
 impl<'a> Entry<'a> {
-    pub(super) fn new(table: &'a Table, base: usize) -> Self {
-        Entry { table, base }
+    pub(super) fn new(table: &'a Table, base: usize, hold: u64) -> Self {
+        let tag = u32::try_from(hold & 0x00ff_ffff).expect("24 bits") << 8;
+        Entry { table, base, tag }
     }
 
+    /// Of another hold than the one it was made for: [`State::Thawed`], for nothing is to be done.
     pub fn state(self) -> State {
-        STATES.get(self.word(0).load(Acquire) as usize).copied().unwrap_or(State::Thawing)
+        let word = self.word(0).load(Acquire);
+        if word & !0xff != self.tag {
+            return State::Thawed;
+        }
+        STATES.get((word & 0xff) as usize).copied().unwrap_or(State::Thawing)
+    }
+
+    /// Is it still the entry of the hold it was made for?
+    pub fn current(self) -> bool {
+        self.word(0).load(Acquire) & !0xff == self.tag
     }
 
     /// From `from` to `to`, if nobody was faster.
     pub fn turn(self, from: State, to: State) -> bool {
-        self.word(0).compare_exchange(from.number(), to.number(), AcqRel, Acquire).is_ok()
+        let (from, to) = (self.tag | from.number(), self.tag | to.number());
+        self.word(0).compare_exchange(from, to, AcqRel, Acquire).is_ok()
     }
 
     /// Records who and where it is; before anybody else knows of it.
     pub fn plan(self, target: &Target) {
+        self.word(0).store(self.tag | State::Planned.number(), Release);
         self.word(8).store(u32::from(target.freeze), Relaxed);
         self.word(28).store(target.dev.major, Relaxed);
         self.word(32).store(target.dev.minor, Relaxed);
@@ -278,8 +294,38 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let marker = Marker::create(run.path()).unwrap();
         marker.begin("h").unwrap();
+        plan(marker.entry(0));
         marker.uses(1);
         check(marker.entry(0));
+    }
+
+    fn plan(entry: Entry<'_>) {
+        let open_at = crate::guest::MountPoint { path: "/mnt".into(), mount_id: 1, fs_root: "/".into() };
+        entry.plan(&Target {
+            dev: Dev { major: 7, minor: 0 },
+            mount: "/mnt".into(),
+            open_at,
+            namespace: None,
+            uuid: String::new(),
+            freeze: true,
+            receipt: None,
+        });
+    }
+
+    #[test]
+    fn a_process_that_slept_through_the_end_of_its_hold_changes_nothing() {
+        let run = tempfile::tempdir().unwrap();
+        let marker = Marker::create(run.path()).unwrap();
+        marker.begin("h1").unwrap();
+        let old = marker.entry(0);
+        plan(old);
+        assert!(old.turn(State::Planned, State::Freezing) && old.turn(State::Freezing, State::Ours));
+        marker.begin("h2").unwrap();
+        let new = marker.entry(0);
+        plan(new);
+        assert!(new.turn(State::Planned, State::Freezing) && new.turn(State::Freezing, State::Ours));
+        assert!(!old.current() && !old.turn(State::Ours, State::Thawing));
+        assert_eq!((old.state(), new.state()), (State::Thawed, State::Ours));
     }
 
     #[test]

@@ -174,11 +174,14 @@ impl Guardian<'_> {
 
     fn say(&self, json: &[u8], what: Say) -> io::Result<()> {
         let (Some(papers), Some(receipt)) = (&self.papers, &self.post.target.receipt) else { return Ok(()) };
-        papers.say(json, match what {
-            Say::Frozen => &receipt.frozen,
-            Say::Released => &receipt.released,
-            Say::Aborted => &receipt.aborted,
-        })
+        papers.say(
+            json,
+            match what {
+                Say::Frozen => &receipt.frozen,
+                Say::Released => &receipt.released,
+                Say::Aborted => &receipt.aborted,
+            },
+        )
     }
 
     /// Success is proven here: FIFREEZE returned 0, and the sentinel is blocked.
@@ -242,10 +245,14 @@ impl Guardian<'_> {
         while marker.holds() && clock::monotonic() < until {
             wait(&[], Duration::from_millis(2));
         }
-        if over() || !marker.claim_rescue(std::process::id().cast_signed()) {
-            return 0;
+        // whoever claims it may be killed, too: then the next one does
+        while !over() {
+            if marker.claim_rescue(std::process::id().cast_signed()) {
+                return run::leave(marker, self.post.run, self.post.config);
+            }
+            wait(&[], Duration::from_millis(20));
         }
-        run::leave(marker, self.post.run, self.post.config)
+        0
     }
 }
 

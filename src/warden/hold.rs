@@ -240,8 +240,16 @@ impl Hold {
         self.says.push((Answer { seq, word: Word::Opened { index, result } }, copies));
     }
 
-    /// One of the children is dead: reap it, and draw the conclusion.
-    pub(super) fn died(&mut self, source: Source, now: Duration) {
+    /// One of the children has spoken or is dead: reap it, and draw the conclusion.
+    pub(super) fn notice(&mut self, source: Source, now: Duration) {
+        let (Source::Guardian(index)
+        | Source::GuardianDied(index)
+        | Source::SentinelDied(index)
+        | Source::ThawerDied(index)) = source;
+        if index >= self.guards.len() {
+            // of the hold before this one, which began a moment ago
+            return;
+        }
         match source {
             Source::Guardian(index) => self.hear(index),
             Source::GuardianDied(index) => {

@@ -56,7 +56,7 @@ struct Thawing {
 }
 
 struct Ending {
-    seq: Option<u32>,
+    seq: u32,
     since: Duration,
     said: bool,
 }
@@ -139,6 +139,7 @@ impl Hold {
                 Some(Ok(_)) | None => None,
             });
             if failed.is_some() || level + 1 >= self.jobs.levels.len() {
+                let failed = failed.or_else(|| self.unproven());
                 return self.finish_freeze(failed);
             }
             if self.jobs.let_go {
@@ -149,6 +150,17 @@ impl Hold {
             self.jobs.freeze = self.jobs.freeze.take().map(|freezing| Freezing { level: level + 1, ..freezing });
             self.freeze_level(level + 1);
         }
+    }
+
+    /// Success is what is proven at the end: every one is still ours, and no sentinel has come back.
+    fn unproven(&self) -> Option<NotFrozen> {
+        let all = self.jobs.levels.iter().flatten().copied().filter(|&index| self.guards[index].target.freeze);
+        let mut lost = all.filter(|&index| {
+            let entry = self.entry(index);
+            entry.state() != State::Ours || entry.returned().load(SeqCst) != 0
+        });
+        let fault = Fault::because("it did not stay frozen");
+        lost.next().map(|index| NotFrozen::Fault { index, fault })
     }
 
     fn finish_freeze(&mut self, failed: Option<NotFrozen>) {
@@ -167,14 +179,20 @@ impl Hold {
         self.jobs.let_go = true;
         self.advance_freeze(now);
         // what froze although its freeze was given up on, or never ordered in a level, is not forgotten
-        let unordered: Vec<usize> =
-            (0..self.guards.len()).filter(|index| !self.jobs.levels.iter().any(|level| level.contains(index))).collect();
+        let unordered: Vec<usize> = (0..self.guards.len())
+            .filter(|index| !self.jobs.levels.iter().any(|level| level.contains(index)))
+            .collect();
         if !unordered.is_empty() {
             self.jobs.levels.push(unordered);
         }
         let levels = self.jobs.levels.len();
         let extra = OBEY * u32::try_from(levels).unwrap_or(u32::MAX);
-        let thaw = self.jobs.thaw.get_or_insert(Thawing { seqs: vec![], left: levels, level_until: now, until: now + extra + THAW });
+        let thaw = self.jobs.thaw.get_or_insert(Thawing {
+            seqs: vec![],
+            left: levels,
+            level_until: now,
+            until: now + extra + THAW,
+        });
         thaw.seqs.extend(seq);
         self.advance_thaw(now);
     }
@@ -255,7 +273,7 @@ impl Hold {
     }
 
     /// Ends all children as their file systems are let go, and answers when they are gone.
-    pub(super) fn start_end(&mut self, seq: Option<u32>, now: Duration) {
+    pub(super) fn start_end(&mut self, seq: u32, now: Duration) {
         if self.house.marker.holds() && !self.jobs.thawing() {
             self.start_thaw(None, now);
         }
@@ -277,10 +295,8 @@ impl Hold {
         if !said && (self.childless() || now >= since + DIE) {
             family::unlock_memory();
             self.sockets.clear();
-            if let Some(seq) = seq {
-                self.rest();
-                self.say(seq, Word::Ended);
-            }
+            self.rest();
+            self.say(seq, Word::Ended);
             self.jobs.end = Some(Ending { seq, since, said: true });
         }
     }

@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::{mpsc, watch},
-    time::{Interval, MissedTickBehavior, interval, timeout},
+    time::{sleep, timeout},
 };
 
 use super::{
@@ -85,7 +85,6 @@ impl Link {
 
     async fn talk(&mut self) -> End {
         let mut queue: VecDeque<Packet> = VecDeque::new();
-        let mut ticks = ticks();
         let mut listener = Listener::new(clock::monotonic(), 0);
         let mut beating = *self.beating.borrow_and_update();
         loop {
@@ -113,9 +112,9 @@ impl Link {
                     }
                     beating = *self.beating.borrow_and_update();
                     listener = Listener::new(clock::monotonic(), self.marker.warden_pulse().load(SeqCst));
-                    ticks.reset_immediately();
+                    self.marker.daemon_pulse().fetch_add(1, SeqCst);
                 }
-                _ = ticks.tick(), if beating => {
+                () = sleep(listener.next().saturating_sub(clock::monotonic())), if beating => {
                     self.marker.daemon_pulse().fetch_add(1, SeqCst);
                     if listener.lost(clock::monotonic(), self.marker.warden_pulse().load(SeqCst)) {
                         return End::Lost;
@@ -124,13 +123,6 @@ impl Link {
             }
         }
     }
-}
-
-fn ticks() -> Interval {
-    let mut ticks = interval(TICK);
-    // late ones count once
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
 }
 
 fn hear(socket: &OwnedFd) -> io::Result<(Answer, Vec<OwnedFd>)> {
@@ -148,10 +140,9 @@ fn send(socket: &OwnedFd, packet: Option<&Packet>) -> io::Result<()> {
 }
 
 async fn beat_on(marker: &Marker, mut orders: mpsc::UnboundedReceiver<Packet>, mut beating: watch::Receiver<bool>) {
-    let mut ticks = ticks();
     while *beating.borrow_and_update() {
         tokio::select! {
-            _ = ticks.tick() => drop(marker.daemon_pulse().fetch_add(1, SeqCst)),
+            () = sleep(TICK) => drop(marker.daemon_pulse().fetch_add(1, SeqCst)),
             changed = beating.changed() => if changed.is_err() { return },
             order = orders.recv() => if order.is_none() { return },
         }

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::sys::{
     clock,
-    family::Identity,
+    family::{Doing, Identity},
     table::{self, Table},
 };
 
@@ -164,8 +164,7 @@ impl Marker {
     /// # Errors
     /// It exists but cannot be opened or mapped.
     pub fn map(run: &Path) -> io::Result<Option<Marker>> {
-        let opened =
-            OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(run.join("marker"));
+        let opened = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(run.join("marker"));
         let file = match opened {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -302,7 +301,7 @@ impl Marker {
 
     pub fn entry(&self, index: usize) -> Entry<'_> {
         assert!(index < MOST_FILESYSTEMS, "the marker has room for 512 file systems");
-        Entry::new(&self.table, ENTRIES_AT + index * super::entry::SIZE)
+        Entry::new(&self.table, ENTRIES_AT + index * super::entry::SIZE, self.generation().load(Acquire))
     }
 
     /// At least `count` entries are in use.
@@ -313,6 +312,14 @@ impl Marker {
     /// Is there a file system that is, or may be, frozen by us?
     pub fn holds(&self) -> bool {
         self.entries().any(|entry| entry.state().holds())
+    }
+
+    /// Ends guardians and sentinels that are stopped and hold nothing: they would stay for ever.
+    pub fn end_stopped(&self) {
+        for entry in self.entries().filter(|entry| !entry.state().holds()) {
+            let members = entry.owner().into_iter().chain(entry.sentinel());
+            members.filter(|member| member.doing() == Doing::Stopped).for_each(Identity::kill);
+        }
     }
 
     /// `None` until armed.
@@ -340,9 +347,12 @@ impl Marker {
         Reason::from_number(self.table.u32(32).load(Acquire))
     }
 
-    /// The only one of several processes for which this is `true` becomes the rescue.
+    /// `true` for the one of several processes that becomes the rescue, and for a next one should that die.
     pub fn claim_rescue(&self, pid: i32) -> bool {
-        self.claim().compare_exchange(0, pid.unsigned_abs(), AcqRel, Acquire).is_ok()
+        let claimed = self.claim().load(Acquire);
+        let alive = |pid: u32| Identity::of(pid.cast_signed()).is_some_and(|claimant| claimant.doing() != Doing::Dead);
+        let free = claimed == 0 || !alive(claimed);
+        free && self.claim().compare_exchange(claimed, pid.unsigned_abs(), AcqRel, Acquire).is_ok()
     }
 
     /// Takes over a claim (rescue holds the marker's lock, so its predecessor is gone).
@@ -476,7 +486,10 @@ mod tests {
         assert_eq!((left.hold_id.as_str(), left.phase, left.reason), ("h1", Phase::Quiescing, None));
         let names: Vec<_> = left.hooks.iter().map(|hook| hook.name.as_str()).collect();
         assert_eq!(names, ["10-a", "30-c"]);
-        assert_eq!((left.hooks[1].path.as_path(), left.hooks[1].limit), (Path::new("/hooks/30-c"), Duration::from_secs(5)));
+        assert_eq!(
+            (left.hooks[1].path.as_path(), left.hooks[1].limit),
+            (Path::new("/hooks/30-c"), Duration::from_secs(5))
+        );
     }
 
     #[test]
@@ -514,9 +527,14 @@ mod tests {
     }
 
     #[test]
-    fn only_one_process_becomes_the_rescue() {
+    fn only_one_process_becomes_the_rescue_unless_it_dies() {
         let run = tempfile::tempdir().unwrap();
         let marker = Marker::create(run.path()).unwrap();
-        assert!(marker.claim_rescue(7) && !marker.claim_rescue(8));
+        let (one, other) = (std::process::id().cast_signed(), std::os::unix::process::parent_id().cast_signed());
+        assert!(marker.claim_rescue(one) && !marker.claim_rescue(other));
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        dead.wait().unwrap();
+        marker.take_rescue(dead.id().cast_signed());
+        assert!(marker.claim_rescue(other));
     }
 }

@@ -29,6 +29,9 @@ use std::{io, path::PathBuf, time::Duration};
 
 use crate::guest::{Dev, MountPoint};
 
+/// The hidden verb a warden is started with, by exec of this same program.
+pub const VERB: &str = "warden";
+
 /// One file system to guard, as planned. Its index in the list given to [`client::Warden::prepare`] names it from then on.
 #[derive(Debug, Clone)]
 pub struct Target {

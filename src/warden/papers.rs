@@ -77,7 +77,9 @@ fn directory(root: &OwnedFd) -> Result<File, NoPapers> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let directory = match openat(root, DIRECTORY, flags, Mode::empty()) {
         Ok(fd) => File::from(fd),
-        Err(Errno::ELOOP | Errno::ENOTDIR) => return Err(in_the_way(DIRECTORY, "is not a directory but a link or file")),
+        Err(Errno::ELOOP | Errno::ENOTDIR) => {
+            return Err(in_the_way(DIRECTORY, "is not a directory but a link or file"));
+        }
         Err(error) => return Err(no_papers(DIRECTORY, &error.into())),
     };
     let metadata = directory.metadata().map_err(|error| no_papers(DIRECTORY, &error))?;
@@ -99,7 +101,10 @@ fn file(directory: &File, name: &str) -> Result<File, NoPapers> {
         let file = match openat(directory, name, flags, Mode::S_IRUSR | Mode::S_IWUSR) {
             Ok(fd) => File::from(fd),
             Err(Errno::ELOOP | Errno::EISDIR | Errno::ENXIO) => {
-                return Err(in_the_way(&format!("{DIRECTORY}/{name}"), "is a link or another thing that is not a file"));
+                return Err(in_the_way(
+                    &format!("{DIRECTORY}/{name}"),
+                    "is a link or another thing that is not a file",
+                ));
             }
             Err(error) => return Err(fault(error.into())),
         };

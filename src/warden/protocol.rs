@@ -102,11 +102,17 @@ pub(super) enum Account {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Refused {
     Open(Fault),
-    Vanished { found: String },
-    Receipt { why: String },
+    Vanished {
+        found: String,
+    },
+    Receipt {
+        why: String,
+    },
     Guard(Fault),
     /// what an earlier hold started on this file system has not left the kernel yet: its pid
-    Busy { pid: i32 },
+    Busy {
+        pid: i32,
+    },
 }
 
 /// Warden to daemon.
@@ -319,12 +325,7 @@ pub(super) fn parts(receipt: &Receipt) -> [&[u8]; 5] {
 ///
 /// # Errors
 /// As [`packet::send`].
-pub(super) fn send(
-    socket: impl AsFd,
-    head: &impl Serialize,
-    tail: &[&[u8]],
-    fds: &[BorrowedFd<'_>],
-) -> io::Result<()> {
+pub(super) fn send(socket: impl AsFd, head: &impl Serialize, tail: &[&[u8]], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
     let head = serde_json::to_vec(head)?;
     let length = u32::try_from(head.len()).map_err(|_| io::ErrorKind::InvalidInput)?.to_le_bytes();
     let mut all: Vec<&[u8]> = vec![&length, &head];
@@ -335,7 +336,11 @@ pub(super) fn send(
 /// What [`receive`] brought.
 #[derive(Debug)]
 pub(super) enum Heard<T> {
-    Message { head: T, tail: Vec<u8>, fds: Vec<OwnedFd> },
+    Message {
+        head: T,
+        tail: Vec<u8>,
+        fds: Vec<OwnedFd>,
+    },
     Nothing,
     /// the other end is gone, or talks nonsense, which is the same
     End,
@@ -390,12 +395,10 @@ mod tests {
         };
         let target = target.target(&tail).unwrap();
         let receipt = target.receipt.unwrap();
-        assert_eq!((target.mount, receipt.json, receipt.released, receipt.aborted), (
-            odd,
-            b"{}".to_vec(),
-            b"rrr".to_vec(),
-            vec![]
-        ));
+        assert_eq!(
+            (target.mount, receipt.json, receipt.released, receipt.aborted),
+            (odd, b"{}".to_vec(), b"rrr".to_vec(), vec![])
+        );
     }
 
     #[test]

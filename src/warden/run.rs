@@ -136,25 +136,32 @@ impl Warden {
                     Voice::Lingering => self.lingering.retain(|(_, child)| child.reap().is_none()),
                     Voice::Hold(source) => {
                         if let Some(hold) = &mut self.hold {
-                            hold.died(source, now);
+                            hold.notice(source, now);
                         }
                     }
                 }
             }
             self.tick(now);
             self.advance(now);
-            if self.lost && self.hold.as_ref().is_none_or(|hold| hold.jobs.over()) {
-                return match self.hold {
-                    Some(_) => leave(&self.house.marker, &self.house.run, self.house.config.as_deref()),
-                    None => 0,
-                };
+            if self.lost {
+                match &self.hold {
+                    None => return 0,
+                    // guardians are not told to exit: until all is undone any of them may have to go on with it
+                    Some(hold) if !hold.jobs.thawing() => {
+                        let House { marker, run, config, .. } = &*self.house;
+                        let claimed = marker.claim_rescue(std::process::id().cast_signed());
+                        return if claimed { leave(marker, run, config.as_deref()) } else { 0 };
+                    }
+                    Some(_) => {}
+                }
             }
         }
     }
 
     /// Sleeps until somebody speaks or something is due.
     fn listen(&self) -> Vec<Voice> {
-        let link_flags = if self.outbox.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
+        let link_flags =
+            if self.outbox.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
         let link = self.link.iter().map(|link| (link.as_fd(), Voice::Link));
         let daemon = (!self.lost).then(|| (self.daemon.as_fd(), Voice::Daemon));
         let lingering = self.lingering.iter().map(|(_, child)| (child.pidfd.as_fd(), Voice::Lingering));
@@ -220,7 +227,7 @@ impl Warden {
             }
             Order::Freeze { levels, expedite, limit } => hold.start_freeze(seq, &levels, expedite, limit, now),
             Order::Thaw => hold.start_thaw(Some(seq), now),
-            Order::End => hold.start_end(Some(seq), now),
+            Order::End => hold.start_end(seq, now),
         }
     }
 
@@ -297,9 +304,6 @@ impl Warden {
     fn advance(&mut self, now: Duration) {
         let Some(hold) = &mut self.hold else { return };
         hold.advance(now);
-        if self.lost && !hold.jobs.thawing() && !hold.jobs.ending() {
-            hold.start_end(None, now);
-        }
         self.outbox.extend(hold.says.drain(..));
         if hold.jobs.over() && hold.childless() && !self.lost {
             hold.rest();
@@ -323,13 +327,16 @@ impl Warden {
 /// The last thing a warden or guardian does after a hold whose daemon is lost: become `holdstill rescue` if there is
 /// anything left that only rescue can do. Returns the exit status if not.
 pub(super) fn leave(marker: &Marker, run: &Path, config: Option<&Path>) -> i32 {
+    marker.end_stopped();
     let unsettled = |entry: super::entry::Entry<'_>| {
         entry.frozen_once().load(SeqCst) != 0 && entry.returned().load(SeqCst) == 0 && entry.released().is_some()
     };
+    let own = std::process::id().cast_signed();
+    let lives = |identity: family::Identity| identity.pid != own && identity.doing() != Doing::Dead;
     let needed = marker.holds()
         || !marker.hooks_not_undone().is_empty()
         || marker.rcu_raised().load(SeqCst) != 0
-        || marker.daemon().is_some_and(|daemon| daemon.doing() != Doing::Dead)
+        || marker.daemon().into_iter().chain(marker.warden()).any(lives)
         || marker.entries().any(unsettled);
     if !needed {
         marker.set_phase(Phase::LetGo);

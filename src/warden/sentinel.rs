@@ -47,7 +47,9 @@ pub(super) fn main(entry: Entry<'_>, bell: &OwnedFd, post: &Post) -> i32 {
             let _ = unlinkat(root.as_fd(), name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
     }
-    entry.returned().store(1, SeqCst);
-    entry.turn(State::Ours, State::Foreign);
+    if entry.current() {
+        entry.returned().store(1, SeqCst);
+        entry.turn(State::Ours, State::Foreign);
+    }
     0
 }

@@ -23,6 +23,7 @@ pub(super) const GUARDIANS: Duration = Duration::from_secs(1);
 /// How long one FITHAW of ours may take before it counts as stuck.
 pub(super) const LIMIT: Duration = Duration::from_secs(2);
 const DIE: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What the daemon keeps of one file system from preparing to the end of the hold.
 #[derive(Debug)]
@@ -32,18 +33,19 @@ pub(super) struct Held {
     pub receipt: Option<Receipt>,
 }
 
-/// Thaws one in place of its owner, if that is dead or will never do it. Blocks: call it in a thread or child of its own.
+/// Thaws one in place of its owner, if that is dead or will never do it; an owner inside FIFREEZE or FITHAW is waited
+/// for, because killing it would only orphan the freeze. Blocks: call it in a thread or child that nobody waits for.
 ///
 /// # Errors
 /// FITHAW failed, or an owner that does not obey cannot be killed; it is still frozen.
 pub(crate) fn thaw(entry: Entry<'_>, root: &OwnedFd) -> io::Result<()> {
     entry.abort().store(1, SeqCst);
-    if let Some(owner) = entry.owner() {
+    while let Some(owner) = entry.owner() {
         match (entry.state(), owner.doing()) {
             (State::Planned | State::Foreign | State::Thawed, _) => return Ok(()),
-            // inside FIFREEZE or FITHAW: it lets go itself when that returns, and killing it would only orphan the freeze
-            (State::Freezing | State::Thawing, Doing::Living | Doing::Blocked) => return Ok(()),
-            (_, Doing::Dead) => {}
+            // it lets go itself when the kernel lets it
+            (State::Freezing | State::Thawing, Doing::Living | Doing::Blocked) => std::thread::sleep(LOOK),
+            (_, Doing::Dead) => break,
             (State::Ours, Doing::Living | Doing::Blocked) | (_, Doing::Stopped) => {
                 let pidfd = owner.pidfd();
                 owner.kill();

@@ -97,13 +97,16 @@ mod tests {
             37 35 0:41 /@ /b rw - btrfs /dev/vdb1 rw,subvol=/@\n";
         let found = parse(text);
         assert_eq!(found.len(), 2);
-        assert_eq!(found[0], Mount {
-            id: 36,
-            dev: Dev { major: 98, minor: 0 },
-            point: "/mnt 2\\x".into(),
-            fs_type: "ext3".into(),
-            source: "/dev/root".into(),
-        });
+        assert_eq!(
+            found[0],
+            Mount {
+                id: 36,
+                dev: Dev { major: 98, minor: 0 },
+                point: "/mnt 2\\x".into(),
+                fs_type: "ext3".into(),
+                source: "/dev/root".into(),
+            }
+        );
         assert_eq!((found[1].id, found[1].dev.minor, found[1].source.to_str()), (37, 41, Some("/dev/vdb1")));
     }
 }
