@@ -46,6 +46,7 @@ fn a_foreign_thaw_breaks_the_hold_and_names_the_file_system(lab: &Lab) {
     let daemon = lab.daemon(&[&kept, &thawed]).start();
     let writer = lab.writer(&thawed);
     daemon.freeze(&["--for", "10s"]);
+    writer.assert_blocked();
     let at = now();
     assert!(thawed.thaw_by_others(), "it was frozen");
     writer.resumed_after(at, Duration::from_secs(2));

@@ -190,7 +190,7 @@ fn lost_while_held(lab: &Lab, engine: Engine, lose: Signal, limit: Duration) {
     let changed = it.server.try_query("CREATE TABLE lab.afterwards (n BIGINT PRIMARY KEY)");
     assert!(changed.is_ok(), "{changed:?}");
     signal(it.daemon.pid(), Signal::SIGCONT);
-    let Held { daemon, ledger, server, disk } = it;
+    let Held { disk, server, ledger, daemon } = it;
     let daemon = if lose == Signal::SIGKILL { daemon.again() } else { daemon };
     if lose != Signal::SIGKILL {
         assert_eq!(daemon.thaw()["verdict"], "broken");
@@ -199,7 +199,10 @@ fn lost_while_held(lab: &Lab, engine: Engine, lose: Signal, limit: Duration) {
     assert_eq!(report["consistency"], "application", "{report:#}");
     assert_eq!(daemon.thaw()["verdict"], "unbroken");
     ledger.assert_writable_within(Duration::from_secs(3));
-    drop((daemon, ledger, server, disk));
+    drop(daemon);
+    drop(ledger);
+    drop(server);
+    drop(disk);
 }
 
 fn a_killed_daemon_leaves_no_lock_in_mariadb(lab: &Lab) {

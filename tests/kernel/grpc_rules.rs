@@ -276,7 +276,7 @@ fn a_restart_in_between_is_a_broken_hold(lab: &Lab) {
     it.grpc.freeze("interrupted", for_seconds(20)).expect("held");
     it.daemon.kill();
     it.writer.assert_writable_within(Duration::from_secs(3));
-    let Asked { grpc, daemon, writer, _disk, dawdle: _ } = it;
+    let Asked { _disk, writer, daemon, grpc, dawdle: _ } = it;
     drop(grpc);
     let daemon = daemon.again();
     let thaw = daemon.grpc().thaw("interrupted").expect("OK, though it is broken").report.expect("one");
@@ -296,7 +296,7 @@ fn reports_survive_a_restart(lab: &Lab) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(it.daemon.pid()), nix::sys::signal::Signal::SIGTERM)
         .expect("alive");
     it.daemon.wait_end(Duration::from_secs(8));
-    let Asked { grpc, daemon, writer, _disk, dawdle: _ } = it;
+    let Asked { _disk, writer, daemon, grpc, dawdle: _ } = it;
     drop(grpc);
     let daemon = daemon.again();
     let grpc = daemon.grpc();

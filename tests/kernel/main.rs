@@ -8,6 +8,7 @@ mod lab;
 mod bad_input;
 mod claims;
 mod databases;
+mod faults;
 mod filesystems;
 mod grpc_rules;
 mod idle;
@@ -34,5 +35,6 @@ fn main() -> ExitCode {
         databases::FACTS,
         private_root::FACTS,
         idle::FACTS,
+        faults::FACTS,
     ])
 }

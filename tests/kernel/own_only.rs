@@ -32,6 +32,7 @@ fn a_file_system_thawed_and_frozen_again_by_others_stays_theirs(lab: &Lab) {
     let daemon = lab.daemon(&[&ours, &theirs]).start();
     let writer = lab.writer(&theirs);
     daemon.freeze(&["--for", "20s"]);
+    writer.assert_blocked();
     let at = now();
     assert!(theirs.thaw_by_others(), "we had frozen it");
     writer.resumed_after(at, Duration::from_secs(2));

@@ -117,7 +117,7 @@ fn hooks_of_a_killed_daemon_are_undone_once(lab: &Lab) {
     let config = it.daemon.setup().config_path();
     lab.holdstill(&["rescue", "--config", config.to_str().expect("ASCII")]).exits(0);
     it.expect("a freeze, b freeze, b thaw, a thaw");
-    let Noted { daemon, log, _disk } = it;
+    let Noted { _disk, log, daemon } = it;
     let daemon = daemon.again();
     let it = Noted { daemon, log, _disk };
     it.expect("a freeze, b freeze, b thaw, a thaw");

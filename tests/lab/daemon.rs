@@ -368,10 +368,6 @@ impl Running {
         Running { child, dir, shown, begun }
     }
 
-    pub fn pid(&self) -> i32 {
-        self.child.id().cast_signed()
-    }
-
     pub fn finish(self) -> Answer {
         self.finish_within(VERB_LIMIT)
     }

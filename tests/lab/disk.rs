@@ -79,11 +79,6 @@ impl Disk {
         assert_eq!(backing.trim(), inode.to_string(), "losetup attached another file than {}", image.display());
         Disk { device: PathBuf::from(device.trim()), image: image.to_owned() }
     }
-
-    /// "loop3"
-    pub fn name(&self) -> &str {
-        self.device.file_name().and_then(|n| n.to_str()).expect("/dev/loopN")
-    }
 }
 
 impl Drop for Disk {
