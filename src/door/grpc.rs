@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_page_has_20_reports_unless_asked_and_never_more_than_128() {
-        assert_eq!(page(history(300), &ask(0, "")).unwrap().reports.len(), 50);
+        assert_eq!(page(history(300), &ask(0, "")).unwrap().reports.len(), 20);
         assert_eq!(page(history(300), &ask(1000, "")).unwrap().reports.len(), 128);
         assert_eq!(page(history(3), &ask(-1, "")).unwrap_err().reason, "MALFORMED_PAGE_SIZE");
         assert_eq!(page(history(3), &ask(1, "7")).unwrap_err().reason, "MALFORMED_PAGE_TOKEN");
