@@ -13,8 +13,9 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::{
-    config, daemon, rescue,
+    config, daemon,
     hold::{Refusal, RefusalKind},
+    rescue,
 };
 
 /// `ErrorInfo.domain` of every status of ours.
@@ -296,9 +297,11 @@ impl From<rescue::Error> for Failure {
 impl From<daemon::Error> for Failure {
     fn from(error: daemon::Error) -> Failure {
         let (exit, kind, hint) = match &error {
-            daemon::Error::NotRoot => {
-                (Exit::NotPermitted, RefusalKind::PermissionDenied, "start it as root; `holdstill status` needs no root")
-            }
+            daemon::Error::NotRoot => (
+                Exit::NotPermitted,
+                RefusalKind::PermissionDenied,
+                "start it as root; `holdstill status` needs no root",
+            ),
             daemon::Error::NotTmpfs(_) => (
                 Exit::Malformed,
                 RefusalKind::InvalidArgument,

@@ -149,7 +149,9 @@ fn steps(report: &proto::Report) -> String {
 /// A skipped file system that is not from a block device: in memory, of the kernel's own, on the network.
 fn holds_nothing(step: &proto::Step) -> bool {
     match &step.detail {
-        Some(Detail::Filesystem(fs)) => step.outcome() == proto::StepOutcome::Skipped && fs.major == 0 && fs.r#type != "btrfs",
+        Some(Detail::Filesystem(fs)) => {
+            step.outcome() == proto::StepOutcome::Skipped && fs.major == 0 && fs.r#type != "btrfs"
+        }
         Some(Detail::Database(_) | Detail::Hook(_)) | None => false,
     }
 }

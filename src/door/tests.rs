@@ -24,8 +24,8 @@ use tonic_types::StatusExt as _;
 
 use super::{access::Peer, entrance::Entrance, events::Watching, listen};
 use crate::{
-    hold::history::History,
     config::{Access, Principal, Role},
+    hold::history::History,
     hold::{
         Ask, Handle, Refusal, RefusalKind,
         report::{Published, Standing},

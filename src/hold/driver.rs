@@ -233,6 +233,7 @@ impl Driver {
         if lost {
             self.replace_warden().await;
         }
+        crate::sys::memory::shed();
         if stopping.is_empty() { Next::Idle } else { Next::Stop(stopping) }
     }
 

@@ -768,12 +768,7 @@ impl<'a> Work<'a> {
         }
     }
 
-    async fn undo_hook(
-        &mut self,
-        index: usize,
-        running: Option<RunningHook>,
-        end: &End,
-    ) -> Result<(), String> {
+    async fn undo_hook(&mut self, index: usize, running: Option<RunningHook>, end: &End) -> Result<(), String> {
         if let Some(running) = running {
             // its phase was cut off in the middle: it is ended first, and only then undone
             running.stop.tell();

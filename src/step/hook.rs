@@ -396,8 +396,8 @@ pub async fn run_unless(
         process::run_unless(&path, &[OsStr::new(phase.as_str())], &all, limit, stop.as_ref())
     })
     .await
-        .map_err(|_| Error::Panicked { name: name() })?
-        .map_err(|source| Error::Start { name: name(), source })?;
+    .map_err(|_| Error::Panicked { name: name() })?
+    .map_err(|source| Error::Start { name: name(), source })?;
 
     let (exit_code, signal) = match outcome.status {
         process::Status::Exited(code) => (Some(code), None),

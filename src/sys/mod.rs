@@ -6,6 +6,7 @@ pub mod credentials;
 pub mod family;
 pub mod files;
 pub mod freeze;
+pub mod memory;
 pub mod notify;
 pub mod packet;
 pub mod peer;

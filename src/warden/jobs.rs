@@ -17,7 +17,10 @@ use super::{
     protocol::{Fault, NotFrozen, Task, TaskAsk, Word},
     rcu,
 };
-use crate::sys::family::{self, Doing};
+use crate::sys::{
+    family::{self, Doing},
+    memory,
+};
 
 /// How long a guardian may take to obey before it is killed, and a level to thaw before the next is told to.
 const OBEY: Duration = Duration::from_millis(500);
@@ -294,6 +297,7 @@ impl Hold {
         }
         if !said && (self.childless() || now >= since + DIE) {
             family::unlock_memory();
+            memory::shed();
             self.sockets.clear();
             self.rest();
             self.say(seq, Word::Ended);

@@ -37,6 +37,7 @@ use crate::{
     sys::{
         clock,
         family::{self, Child, Doing},
+        memory,
     },
 };
 
@@ -48,9 +49,15 @@ const JUMP: Duration = Duration::from_secs(1);
 /// `holdstill warden --run DIR [--config FILE]`: everything after the verb.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     match start(arguments) {
-        Ok(warden) => ExitCode::from(u8::try_from(warden.live()).unwrap_or(1)),
-        // nobody reads a message; the daemon sees that this warden did not answer
-        Err(_) => ExitCode::from(2),
+        Ok(warden) => {
+            memory::shed();
+            ExitCode::from(u8::try_from(warden.live()).unwrap_or(1))
+        }
+        Err(error) => {
+            // for somebody who tried by hand; the daemon just sees that this warden did not answer
+            eprintln!("holdstill: failed to be a warden: {error}\nhint: the daemon starts it; `holdstill serve`");
+            ExitCode::from(2)
+        }
     }
 }
 
