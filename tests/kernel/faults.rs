@@ -223,8 +223,7 @@ impl Scene<'_> {
             .start();
         let _ = fs::remove_file(&self.hook_log);
         // freeze, and thaw when held: one client process, so that either may be cut short
-        let script =
-            "\"$0\" --socket \"$1\" --json freeze --id faulty && exec \"$0\" --socket \"$1\" --json thaw faulty";
+        let script = "\"$0\" --socket \"$1\" --json freeze && exec \"$0\" --socket \"$1\" --json thaw";
         let client = Running::start(self.lab, command("sh").args(["-c", script, BINARY]).arg(daemon.socket()));
         let at = || fs::read_to_string(&reached).unwrap_or_default().lines().any(|l| l == case.transition);
         assert!(until(Duration::from_secs(10), at), "{} was never reached", case.transition);

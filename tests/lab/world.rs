@@ -90,9 +90,7 @@ fn build(dir: &Path) -> io::Result<fs::File> {
         mount_fs(fs_type, &root.join(at), options)?;
     }
     devices(&root.join("dev"))?;
-    // losetup resolves paths as text: through the overlay it would open a copy in memory instead of the file it was given
-    let hidden = root.join(super::disk::base().strip_prefix("/").expect("the lab's directory is absolute"));
-    mount_fs("tmpfs", &hidden, "size=4k")?;
+    hide(&root.join(super::disk::base().strip_prefix("/").expect("the lab's directory is absolute")))?;
     let old = root.join("oldroot");
     fs::create_dir_all(&old)?;
     pivot_root(&root, &old)?;
@@ -101,6 +99,16 @@ fn build(dir: &Path) -> io::Result<fs::File> {
     fs::remove_dir("/oldroot")?;
     guard()?;
     Ok(store)
+}
+
+/// losetup resolves paths as text: through the overlay it would open a copy in memory instead of the file it was given.
+/// Deleting from the overlay leaves the files themselves alone.
+fn hide(through_overlay: &Path) -> io::Result<()> {
+    let kind = nix::sys::statfs::statfs(through_overlay)?.filesystem_type();
+    if kind != nix::sys::statfs::OVERLAYFS_SUPER_MAGIC {
+        return Err(io::Error::other(format!("{} is not on the overlay", through_overlay.display())));
+    }
+    fs::remove_dir_all(through_overlay)
 }
 
 fn mount_fs(fs_type: &str, at: &Path, options: &str) -> io::Result<()> {
