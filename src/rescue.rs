@@ -16,7 +16,7 @@ use std::{
 };
 
 use nix::{
-    fcntl::{OFlag, openat},
+    fcntl::{Flock, FlockArg, OFlag, openat},
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::stat::Mode,
@@ -157,8 +157,14 @@ pub fn run(run: &Path, environment: &BTreeMap<String, String>) -> Result<Rescued
     if !marker.of_this_boot().map_err(marker_error)? {
         return Ok(Rescued::default());
     }
-    lock(&marker)?;
+    let _alone = lock(&marker)?;
     if !left(&marker) {
+        // an idle warden ends with its daemon, unless it is stopped
+        let stopped = marker.warden().filter(|warden| warden.doing() == Doing::Stopped);
+        if living(marker.daemon()).is_none() {
+            stopped.into_iter().for_each(Identity::kill);
+            marker.end_stopped();
+        }
         return Ok(Rescued::default());
     }
     let mut rescued = Rescued { hold_id: Some(marker.hold_id()), ..Rescued::default() };
@@ -186,10 +192,15 @@ fn left(marker: &Marker) -> bool {
         || marker.rcu_raised().load(SeqCst) != 0
 }
 
-/// Held until this process ends.
-fn lock(marker: &Marker) -> Result<(), Error> {
-    let file = marker.file().try_clone().map_err(|_| Error::Locked)?;
-    wait_until(LOCK, || file.try_lock().is_ok()).then_some(()).ok_or(Error::Locked)
+/// One rescue at a time; given back when it is dropped.
+fn lock(marker: &Marker) -> Result<Flock<fs::File>, Error> {
+    let mut locked = None;
+    wait_until(LOCK, || {
+        let file = marker.file().try_clone().ok();
+        locked = file.and_then(|file| Flock::lock(file, FlockArg::LockExclusiveNonblock).ok());
+        locked.is_some()
+    });
+    locked.ok_or(Error::Locked)
 }
 
 /// Looks every few milliseconds; `false` if `limit` passed first.

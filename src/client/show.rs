@@ -132,11 +132,26 @@ fn detail(step: &proto::Step) -> String {
     }
 }
 
+/// What the hold is about, one row each. What is left out because it holds nothing on a disk shares one line.
 fn steps(report: &proto::Report) -> String {
-    let rows = report.steps.iter().map(|step| {
+    let (rows, nothing): (Vec<_>, Vec<_>) = report.steps.iter().partition(|step| !holds_nothing(step));
+    let rows = rows.into_iter().map(|step| {
         vec![step.name.clone(), outcome(step.outcome()).to_owned(), duration(step.took.as_ref()), detail(step)]
     });
-    table(&["STEP", "STATE", "TOOK", ""], rows)
+    let mut out = table(&["STEP", "STATE", "TOOK", ""], rows);
+    if !nothing.is_empty() {
+        let count = nothing.len();
+        let _ = writeln!(out, "and {count} {} left out: --json lists them", plural(count, "other", "others"));
+    }
+    out
+}
+
+/// A skipped file system that is not from a block device: in memory, of the kernel's own, on the network.
+fn holds_nothing(step: &proto::Step) -> bool {
+    match &step.detail {
+        Some(Detail::Filesystem(fs)) => step.outcome() == proto::StepOutcome::Skipped && fs.major == 0 && fs.r#type != "btrfs",
+        Some(Detail::Database(_) | Detail::Hook(_)) | None => false,
+    }
 }
 
 /// Problems worth a line, each with its hint beneath.

@@ -24,8 +24,8 @@ use crate::{
     },
 };
 
-const PAGE_DEFAULT: usize = 50;
-const PAGE_MAX: usize = 200;
+const PAGE_DEFAULT: usize = 20;
+const PAGE_MAX: usize = 128;
 /// The most one report may take of an answer; what is left is for the fields around it.
 const REPORT_MAX: usize = MESSAGE_MAX - 16 * 1024;
 
@@ -81,7 +81,7 @@ impl HoldstillService for Grpc {
 
     async fn extend(&self, request: Request<ExtendRequest>) -> Answer<ExtendResponse> {
         let ExtendRequest { id, max_hold } = request.into_inner();
-        let id = input::named(id).map_err(Status::from)?;
+        let id = input::named_or_empty(id).map_err(Status::from)?;
         let max_hold = max_hold.ok_or_else(|| {
             Status::from(Refusal::new(RefusalKind::InvalidArgument, "MISSING_DURATION", "max_hold: not given"))
         })?;
@@ -234,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn a_page_has_50_reports_unless_asked_and_never_more_than_200() {
-        assert_eq!(page(history(300), &ask(0, "")).unwrap().reports.len(), 50);
-        assert_eq!(page(history(300), &ask(1000, "")).unwrap().reports.len(), 200);
+    fn a_page_has_20_reports_unless_asked_and_never_more_than_128() {
+        assert_eq!(page(history(300), &ask(0, "")).unwrap().reports.len(), 20);
+        assert_eq!(page(history(300), &ask(1000, "")).unwrap().reports.len(), 128);
         assert_eq!(page(history(3), &ask(-1, "")).unwrap_err().reason, "MALFORMED_PAGE_SIZE");
         assert_eq!(page(history(3), &ask(1, "7")).unwrap_err().reason, "MALFORMED_PAGE_TOKEN");
     }

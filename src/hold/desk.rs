@@ -118,7 +118,7 @@ impl Desk {
                 // a caller that is gone says so through its lease
                 let _ = reply.send(Ok(report.clone()));
             }
-            if let Err(error) = publisher.history().note_running(&report) {
+            if let Err(error) = publisher.history().note(&report) {
                 tracing::warn!(%error, "could not note on tmpfs that all is held");
             }
         }

@@ -197,7 +197,7 @@ impl Driver {
         tracing::info!(hold = %id, caller = %caller.name, "hold admitted");
         self.publisher.begin(self.first_report(&id, &spec, &caller.name));
         if let Some(report) = self.publisher.current()
-            && let Err(error) = self.publisher.history().note_running(&report)
+            && let Err(error) = self.publisher.history().note(&report)
         {
             tracing::warn!(%error, "could not note the hold on tmpfs");
         }

@@ -19,8 +19,8 @@ pub const KEPT: usize = 128;
 #[derive(Debug, Default)]
 pub struct History {
     reports: VecDeque<proto::Report>,
-    /// where this boot's reports lie (tmpfs)
-    run: PathBuf,
+    /// where this boot's reports lie (tmpfs); `None`: only in memory
+    run: Option<PathBuf>,
 }
 
 impl History {
@@ -45,7 +45,7 @@ impl History {
             }
         }
         reports.sort_by_key(|r| r.admitted_time.map(|t| (t.seconds, t.nanos)));
-        let mut history = History { reports: reports.into(), run };
+        let mut history = History { reports: reports.into(), run: Some(run) };
         history.trim();
         Ok(history)
     }
@@ -54,13 +54,13 @@ impl History {
     ///
     /// # Errors
     /// The tmpfs is full or gone.
-    pub fn note_running(&self, report: &proto::Report) -> io::Result<()> {
-        write_whole(&self.run, report)
+    pub fn note(&self, report: &proto::Report) -> io::Result<()> {
+        self.run.as_deref().map_or(Ok(()), |run| write_whole(run, report))
     }
 
     /// Remembers a finished or refused hold; a retried id replaces its earlier refusal.
     pub fn push(&mut self, report: proto::Report) {
-        if let Err(error) = write_whole(&self.run, &report) {
+        if let Err(error) = self.note(&report) {
             tracing::warn!(%error, hold = %report.id, "could not remember this hold across a daemon restart");
         }
         self.reports.retain(|r| r.id != report.id);
@@ -81,7 +81,9 @@ impl History {
         while self.reports.len() > KEPT {
             if let Some(old) = self.reports.pop_front() {
                 // an id older than 128 holds is forgotten, as the contract says
-                let _ = fs::remove_file(self.run.join(file_name(&old.id)));
+                if let Some(run) = &self.run {
+                    let _ = fs::remove_file(run.join(file_name(&old.id)));
+                }
             }
         }
     }
@@ -169,7 +171,7 @@ mod tests {
     fn a_hold_left_running_by_a_lost_daemon_is_broken_after_its_restart() {
         let (run, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let history = History::load(run.path(), state.path()).unwrap();
-        history.note_running(&held("a", 1)).unwrap();
+        history.note(&held("a", 1)).unwrap();
         drop(history);
         let again = History::load(run.path(), state.path()).unwrap();
         let report = again.find("a").expect("remembered");

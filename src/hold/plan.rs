@@ -146,6 +146,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
         Ok(levels) => plan.levels = levels,
         Err(refusal) => plan.refusals.push(refusal),
     }
+    plan.order_steps(inputs);
     plan.at_risk(inputs, &scope);
     Ok(plan)
 }
@@ -158,6 +159,7 @@ impl Plan {
 
     /// Says what the snapshot will not contain, or refuses if the policy wants that.
     fn at_risk(&mut self, inputs: &Inputs<'_>, scope: &Scope<'_>) {
+        let mut refused = Vec::new();
         for superblock in inputs.superblocks {
             // memory file systems are never in a disk snapshot and nobody expects them to be, nor a container's own
             // disks; configured ones are named
@@ -182,14 +184,35 @@ impl Plan {
             );
             let hint = "move what must survive to a durable disk, or copy it before the snapshot";
             if inputs.policy == TransientPolicy::Refuse {
-                self.refusals.push(
-                    Refusal::new(RefusalKind::FailedPrecondition, "TRANSIENT_DATA", message)
-                        .hint("move it, exclude it in [filesystems], or set `policy = \"warn\"` in [transient]"),
-                );
+                refused.push(message);
                 continue;
             }
             self.problems.push(problem(Severity::Warning, "TRANSIENT_DATA", &mount, &message, hint));
         }
+        if !refused.is_empty() {
+            self.refusals.push(
+                Refusal::new(RefusalKind::FailedPrecondition, "TRANSIENT_DATA", refused.join("; "))
+                    .hint("move it, exclude it in [filesystems], or set `policy = \"warn\"` in [transient]"),
+            );
+        }
+    }
+
+    /// Steps as they will run: frozen ones innermost first, then flushed ones, then what is left out and why, with
+    /// what never holds data last.
+    fn order_steps(&mut self, inputs: &Inputs<'_>) {
+        let rank = |index: usize| {
+            let target = self.targets.iter().position(|t| t.superblock == index);
+            let level = target.and_then(|t| self.levels.iter().position(|level| level.contains(&t)));
+            match (target, level) {
+                (Some(_), Some(level)) => level,
+                (Some(_), None) => usize::MAX - 2,
+                (None, _) if inputs.superblocks[index].kind == Kind::Pseudo => usize::MAX,
+                (None, _) => usize::MAX - 1,
+            }
+        };
+        let mut order: Vec<usize> = (0..self.steps.len()).collect();
+        order.sort_by_key(|index| rank(*index));
+        self.steps = order.into_iter().map(|index| self.steps[index].clone()).collect();
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
         filesystem::{Preflush, preflush},
         hook::{self, Hook},
     },
-    sys::sockets,
+    sys::{process::Stop, sockets},
     warden::{
         self, FreezeError, Lost, PrepareError, Thawed,
         client::{BeginError, Warden},
@@ -131,11 +131,17 @@ enum Undo {
     /// last word in the receipts, then guardians and sentinels end
     Guards,
     /// its `thaw`, after the phase that may still be running has ended
-    Hook { index: usize, running: Option<JoinHandle<Result<hook::Ran, hook::Error>>> },
+    Hook { index: usize, running: Option<RunningHook> },
     /// prove and release, all in parallel
     Databases,
     /// thaw
     Filesystems,
+}
+
+/// A hook's phase in progress, and how to end it early.
+struct RunningHook {
+    task: JoinHandle<Result<hook::Ran, hook::Error>>,
+    stop: Stop,
 }
 
 /// One database, and how far it got.
@@ -554,14 +560,16 @@ impl<'a> Work<'a> {
         hook.limit = hook.limit.min(until.saturating_duration_since(Instant::now()));
         let name = format!("hook:{}", hook.name);
         let environment = self.environment(phase, None);
-        let (task_hook, task_phase) = (hook.clone(), phase);
-        let task = tokio::spawn(async move { hook::run(&task_hook, task_phase, &environment).await });
+        let stop = Stop::new().map_err(|error| End::failed(format!("start {name}: {error}"), ""))?;
+        let (task_hook, task_stop) = (hook.clone(), stop.clone());
+        let task =
+            tokio::spawn(async move { hook::run_unless(&task_hook, phase, &environment, Some(task_stop)).await });
         let running = self.undos.iter_mut().find_map(|undo| match undo {
             Undo::Hook { index: at, running } if *at == index => Some(running),
             Undo::Hook { .. } | Undo::Sessions | Undo::Guards | Undo::Databases | Undo::Filesystems => None,
         });
-        let running = running.expect("pushed before it runs").insert(task);
-        let result = running.await.unwrap_or_else(|_| {
+        let running = running.expect("pushed before it runs").insert(RunningHook { task, stop });
+        let result = (&mut running.task).await.unwrap_or_else(|_| {
             Err(hook::Error::Start { name: hook.name.clone(), source: std::io::Error::other("its task panicked") })
         });
         if let Some(Undo::Hook { running, .. }) =
@@ -763,12 +771,13 @@ impl<'a> Work<'a> {
     async fn undo_hook(
         &mut self,
         index: usize,
-        running: Option<JoinHandle<Result<hook::Ran, hook::Error>>>,
+        running: Option<RunningHook>,
         end: &End,
     ) -> Result<(), String> {
         if let Some(running) = running {
-            // its phase was cut off in the middle: it ends at its own limit, and only then is it undone
-            let _ = running.await;
+            // its phase was cut off in the middle: it is ended first, and only then undone
+            running.stop.tell();
+            let _ = running.task.await;
         }
         let hook = self.hooks[index].clone();
         let name = format!("hook:{}", hook.name);

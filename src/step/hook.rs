@@ -20,7 +20,10 @@ use std::{
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
-use crate::{proto, sys::process};
+use crate::{
+    proto,
+    sys::process::{self, Stop},
+};
 
 /// One usable hook, as found while preparing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -371,13 +374,28 @@ fn neighbour_hint<'a>(wrong: &str, choice: impl Iterator<Item = &'a str>) -> Str
 /// # Errors
 /// Anything but exit status 0.
 pub async fn run(hook: &Hook, phase: Phase, environment: &BTreeMap<String, String>) -> Result<Ran, Error> {
+    run_unless(hook, phase, environment, None).await
+}
+
+/// As [`run`], but ended early once `stop` is told: the hold it belongs to ends.
+///
+/// # Errors
+/// Anything but exit status 0.
+pub async fn run_unless(
+    hook: &Hook,
+    phase: Phase,
+    environment: &BTreeMap<String, String>,
+    stop: Option<Stop>,
+) -> Result<Ran, Error> {
     let mut all: BTreeMap<String, String> =
         ENVIRONMENT.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     all.extend(environment.iter().map(|(key, value)| (key.clone(), value.clone())));
     let (path, limit) = (hook.path.clone(), hook.limit);
     let name = || hook.name.clone();
-    let outcome = tokio::task::spawn_blocking(move || process::run(&path, &[OsStr::new(phase.as_str())], &all, limit))
-        .await
+    let outcome = tokio::task::spawn_blocking(move || {
+        process::run_unless(&path, &[OsStr::new(phase.as_str())], &all, limit, stop.as_ref())
+    })
+    .await
         .map_err(|_| Error::Panicked { name: name() })?
         .map_err(|source| Error::Start { name: name(), source })?;
 

@@ -21,6 +21,7 @@ use std::{
     },
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +29,10 @@ use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::signal::{Signal, killpg},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        signal::{Signal, killpg},
+    },
     unistd::Pid,
 };
 
@@ -39,8 +43,25 @@ use super::clock::monotonic;
 pub enum Status {
     Exited(i32),
     Signaled(i32),
-    /// the limit passed and the whole process group was killed
+    /// the limit passed, or it was told to stop, and the whole process group was killed
     TimedOut,
+}
+
+/// Tells a running program's keeper to end it before its limit. Cheap to clone; telling twice is telling once.
+#[derive(Debug, Clone)]
+pub struct Stop(Arc<EventFd>);
+
+impl Stop {
+    /// # Errors
+    /// eventfd(2): no descriptor is left.
+    pub fn new() -> io::Result<Stop> {
+        Ok(Stop(Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?)))
+    }
+
+    pub fn tell(&self) {
+        // full means told already
+        let _ = self.0.write(1);
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -71,21 +92,36 @@ pub fn run(
     environment: &BTreeMap<String, String>,
     limit: Duration,
 ) -> io::Result<Outcome> {
+    run_unless(path, args, environment, limit, None)
+}
+
+/// As [`run`], but ended early once `stop` is told.
+///
+/// # Errors
+/// It could not be started (execve(2)).
+pub fn run_unless(
+    path: &Path,
+    args: &[&OsStr],
+    environment: &BTreeMap<String, String>,
+    limit: Duration,
+    stop: Option<&Stop>,
+) -> io::Result<Outcome> {
     let started = monotonic();
     let (reader, writer) = io::pipe()?;
     set_nonblocking(&reader)?;
     let mut output = Tail { reader: Some(reader), kept: Vec::new() };
     let program = Program::start(path, args, environment, writer)?;
 
-    let mut ended = program.wait(&mut output, started + limit);
+    let mut ended = program.wait(&mut output, started + limit, stop);
     let in_time = ended;
+    let told = monotonic();
     if !ended {
         program.signal(Signal::SIGTERM);
-        ended = program.wait(&mut output, started + limit + GRACE);
+        ended = program.wait(&mut output, told + GRACE, None);
     }
     if !ended {
         program.signal(Signal::SIGKILL);
-        ended = program.wait(&mut output, started + limit + GRACE + DRAIN);
+        ended = program.wait(&mut output, told + GRACE + DRAIN, None);
     }
     if in_time {
         output.drain(monotonic() + DRAIN);
@@ -151,17 +187,19 @@ impl Program {
     }
 
     /// Waits for its end, reading its output all the while; `false`: `until` passed first.
-    fn wait(&self, output: &mut Tail, until: Duration) -> bool {
+    fn wait(&self, output: &mut Tail, until: Duration, stop: Option<&Stop>) -> bool {
         loop {
             let left = until.saturating_sub(monotonic());
-            let (ended, readable) = poll_both(self.pidfd.as_fd(), output.reader.as_ref().map(AsFd::as_fd), left);
+            let stop = stop.map(|stop| stop.0.as_fd());
+            let (ended, readable, stopped) =
+                poll_all(self.pidfd.as_fd(), output.reader.as_ref().map(AsFd::as_fd), stop, left);
             if readable {
                 output.read_available();
             }
             if ended {
                 return true;
             }
-            if left.is_zero() {
+            if left.is_zero() || stopped {
                 return false;
             }
         }
@@ -271,15 +309,21 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Waits at most `left` (rounded up to a millisecond): is the first one ready, and the second?
-fn poll_both(first: BorrowedFd<'_>, second: Option<BorrowedFd<'_>>, left: Duration) -> (bool, bool) {
-    let mut fds = vec![PollFd::new(first, PollFlags::POLLIN)];
-    fds.extend(second.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+fn poll_all(
+    ended: BorrowedFd<'_>,
+    output: Option<BorrowedFd<'_>>,
+    stop: Option<BorrowedFd<'_>>,
+    left: Duration,
+) -> (bool, bool, bool) {
+    // one that is absent stands for itself: poll(2) has no gap for it that nix could build
+    let watched = [Some(ended), output, stop].map(|fd| fd.unwrap_or(ended));
+    let mut fds = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     // EINTR and ENOMEM look like "not yet": the caller asks again until its time is up.
     if poll(&mut fds, timeout(left)).is_err() {
-        return (false, false);
+        return (false, false, false);
     }
-    let ready = |at: usize| fds.get(at).and_then(PollFd::any).unwrap_or(false);
-    (ready(0), ready(1))
+    let ready = |at: usize| fds[at].any().unwrap_or(false);
+    (ready(0), output.is_some() && ready(1), stop.is_some() && ready(2))
 }
 
 fn poll_one(fd: BorrowedFd<'_>, left: Duration) {
@@ -292,6 +336,18 @@ fn timeout(left: Duration) -> PollTimeout {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_program_told_to_stop_ends_long_before_its_limit() {
+        let stop = Stop::new().expect("a descriptor");
+        stop.tell();
+        let path = script("#!/bin/sh\nexec sleep 100\n");
+        let begun = monotonic();
+        let outcome =
+            retry_busy(|| run_unless(&path, &[], &BTreeMap::new(), Duration::from_secs(50), Some(&stop))).unwrap();
+        assert_eq!(outcome.status, Status::TimedOut);
+        assert!(monotonic() - begun < Duration::from_secs(10));
+    }
+
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;

@@ -72,7 +72,7 @@ impl Warden {
         marker.set_daemon(own);
         let (socket, theirs) = packet::pair()?;
         let mut command = Command::new("/proc/self/exe");
-        command.arg("warden").arg("--run").arg(run);
+        command.arg(super::VERB).arg("--run").arg(run);
         if let Some(config) = config {
             command.arg("--config").arg(config);
         }

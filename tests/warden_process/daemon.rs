@@ -200,6 +200,10 @@ async fn perform(warden: &Warden, command: &str) -> String {
             let (freeze, thaw) = ((frozen - start).as_micros(), (monotonic() - frozen).as_micros());
             format!("cycle {freeze} {thaw} {}", longest.as_micros())
         }
+        "pause" => {
+            tokio::time::sleep(Duration::from_millis(rest.parse().unwrap())).await;
+            "paused".into()
+        }
         "testify" => {
             let receipts = rest.split(',').map(|index| (index.parse().unwrap(), json("verdict"))).collect();
             warden.testify(receipts, false, Duration::from_secs(1)).await;

@@ -108,10 +108,8 @@ impl Drop for Lab {
     fn drop(&mut self) {
         // the outermost was mounted first; thaw it first, then unmount the innermost first
         for mount in &self.mounts {
-            if on_loop(mount) {
-                if let Ok(root) = files::open_mount(mount, None) {
-                    let _ = freeze::fithaw(root.as_fd());
-                }
+            if let Some(root) = files::open_mount(mount, None).ok().filter(|_| on_loop(mount)) {
+                let _ = freeze::fithaw(root.as_fd());
             }
         }
         if let Some(mut reaper) = self.reaper.take() {
