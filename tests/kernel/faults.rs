@@ -229,8 +229,8 @@ impl Scene<'_> {
         assert!(until(Duration::from_secs(10), at), "{} was never reached", case.transition);
         let victims = self.victims(&daemon, case.whom);
         let signals = if case.fault == Fault::Killed { Signal::SIGKILL } else { Signal::SIGSTOP };
-        if matches!(case.whom, Whom::Daemon | Whom::DaemonAndWarden) && case.fault == Fault::Killed {
-            daemon.kill();
+        if matches!(case.whom, Whom::Daemon | Whom::DaemonAndWarden) {
+            if case.fault == Fault::Killed { daemon.kill() } else { daemon.stop() }
         }
         for victim in &victims {
             signal(*victim, signals);
@@ -394,8 +394,8 @@ impl Scene<'_> {
         }
         let names: Vec<String> = victims.iter().map(|p| format!("{} ({})", p.name, p.state)).collect();
         *story = format!("{story}: {fault:?} {}", names.join(", "));
-        if victims.iter().any(|p| p.pid == pid) && fault == Fault::Killed {
-            daemon.kill();
+        if victims.iter().any(|p| p.pid == pid) {
+            if fault == Fault::Killed { daemon.kill() } else { daemon.stop() }
         }
         let kind = if fault == Fault::Killed { Signal::SIGKILL } else { Signal::SIGSTOP };
         victims.iter().for_each(|p| signal(p.pid, kind));

@@ -177,9 +177,10 @@ fn a_killed_sentinel_does_not_keep_anything_held(lab: &Lab) {
 fn a_stopped_daemon_lets_go_within_seconds(lab: &Lab) {
     let held = hold(lab, &LONG_HOLD);
     let stopped = now();
-    signal(held.daemon.pid(), Signal::SIGSTOP);
+    held.daemon.stop();
     held.let_go(stopped, SOON);
-    signal(held.daemon.pid(), Signal::SIGCONT);
+    let Held { _disks, writers, daemon } = held;
+    let held = Held { _disks, writers, daemon: daemon.go_on() };
     held.broken_by("daemon_lost");
     holds_again(&held.daemon, &held.writers);
 }

@@ -90,6 +90,10 @@ fn build(dir: &Path) -> io::Result<fs::File> {
         mount_fs(fs_type, &root.join(at), options)?;
     }
     devices(&root.join("dev"))?;
+    // a tunable of its own: nobody else on this machine changes it, and no fact, however it ends, changes the machine's
+    let tunable = base.join("rcu_expedited");
+    fs::write(&tunable, "0\n")?;
+    bind(&tunable, &root.join("sys/kernel/rcu_expedited"))?;
     hide(&root.join(super::disk::base().strip_prefix("/").expect("the lab's directory is absolute")))?;
     let old = root.join("oldroot");
     fs::create_dir_all(&old)?;
@@ -114,6 +118,11 @@ fn hide(through_overlay: &Path) -> io::Result<()> {
 fn mount_fs(fs_type: &str, at: &Path, options: &str) -> io::Result<()> {
     mount(Some("lab"), at, Some(fs_type), MsFlags::empty(), Some(options))
         .map_err(|e| io::Error::other(format!("mount {fs_type} at {}: {e}", at.display())))
+}
+
+fn bind(from: &Path, at: &Path) -> io::Result<()> {
+    mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|e| io::Error::other(format!("bind {} to {}: {e}", from.display(), at.display())))
 }
 
 fn devices(dev: &Path) -> io::Result<()> {
