@@ -9,9 +9,7 @@ use crate::lab::{
     Daemon, Fs, Lab, Type, Writer,
     daemon::step,
     database::{Durability, Engine, Server},
-    now,
-    process::signal,
-    until,
+    now, until,
 };
 
 facts! {
@@ -122,7 +120,7 @@ fn mariadb_stands_still_from_its_start_to_its_end_coordinates(lab: &Lab) {
     let copy = it.disk.copy();
     let report = it.daemon.thaw();
     let orders = &step(&report, "db:orders")["database"];
-    let gtid = |which: &str| coordinates(orders, which).into_iter().find(|(key, _)| key.contains("gtid"));
+    let gtid = |which: &str| coordinates(orders, which).into_iter().find(|(key, _)| key == "gtid_binlog_pos");
     assert!(gtid("start").is_some(), "the binary log is on and has a position: {orders:#}");
     if orders["claim"] == "exact" {
         assert_eq!(gtid("start"), gtid("end"), "exact, and yet it moved: {orders:#}");
@@ -182,16 +180,15 @@ fn lost_while_held(lab: &Lab, engine: Engine, lose: Signal, limit: Duration) {
     if lose == Signal::SIGKILL {
         it.daemon.kill();
     } else {
-        signal(it.daemon.pid(), lose);
+        it.daemon.stop();
     }
     it.ledger.resumed_after(lost, limit);
     it.ledger.assert_writable_within(Duration::from_secs(2));
     // what a lock left behind would stop: a commit, a schema change, another backup
     let changed = it.server.try_query("CREATE TABLE lab.afterwards (n BIGINT PRIMARY KEY)");
     assert!(changed.is_ok(), "{changed:?}");
-    signal(it.daemon.pid(), Signal::SIGCONT);
     let Held { disk, server, ledger, daemon } = it;
-    let daemon = if lose == Signal::SIGKILL { daemon.again() } else { daemon };
+    let daemon = if lose == Signal::SIGKILL { daemon.again() } else { daemon.go_on() };
     if lose != Signal::SIGKILL {
         assert_eq!(daemon.thaw()["verdict"], "broken");
     }

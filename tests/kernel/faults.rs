@@ -223,15 +223,14 @@ impl Scene<'_> {
             .start();
         let _ = fs::remove_file(&self.hook_log);
         // freeze, and thaw when held: one client process, so that either may be cut short
-        let script =
-            "\"$0\" --socket \"$1\" --json freeze --id faulty && exec \"$0\" --socket \"$1\" --json thaw faulty";
+        let script = "\"$0\" --socket \"$1\" --json freeze && exec \"$0\" --socket \"$1\" --json thaw";
         let client = Running::start(self.lab, command("sh").args(["-c", script, BINARY]).arg(daemon.socket()));
         let at = || fs::read_to_string(&reached).unwrap_or_default().lines().any(|l| l == case.transition);
         assert!(until(Duration::from_secs(10), at), "{} was never reached", case.transition);
         let victims = self.victims(&daemon, case.whom);
         let signals = if case.fault == Fault::Killed { Signal::SIGKILL } else { Signal::SIGSTOP };
-        if matches!(case.whom, Whom::Daemon | Whom::DaemonAndWarden) && case.fault == Fault::Killed {
-            daemon.kill();
+        if matches!(case.whom, Whom::Daemon | Whom::DaemonAndWarden) {
+            if case.fault == Fault::Killed { daemon.kill() } else { daemon.stop() }
         }
         for victim in &victims {
             signal(*victim, signals);
@@ -395,8 +394,8 @@ impl Scene<'_> {
         }
         let names: Vec<String> = victims.iter().map(|p| format!("{} ({})", p.name, p.state)).collect();
         *story = format!("{story}: {fault:?} {}", names.join(", "));
-        if victims.iter().any(|p| p.pid == pid) && fault == Fault::Killed {
-            daemon.kill();
+        if victims.iter().any(|p| p.pid == pid) {
+            if fault == Fault::Killed { daemon.kill() } else { daemon.stop() }
         }
         let kind = if fault == Fault::Killed { Signal::SIGKILL } else { Signal::SIGSTOP };
         victims.iter().for_each(|p| signal(p.pid, kind));

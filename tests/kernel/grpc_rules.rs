@@ -46,7 +46,7 @@ struct Asked<'lab> {
 
 fn asked(lab: &Lab) -> Asked<'_> {
     let disk = lab.fs(Type::Ext4);
-    let daemon = lab.daemon(&[&disk]).set("hold.max", "30s").set("hooks.timeout", "20s").start();
+    let daemon = lab.daemon(&[&disk]).set("hold.max", "30s").set("hooks.timeout", "4s").start();
     Asked {
         grpc: daemon.grpc(),
         writer: lab.writer(&disk),
@@ -231,7 +231,10 @@ fn a_call_dropped_before_its_answer_lets_go(lab: &Lab) {
     let mut client = it.grpc.client();
     let unanswered = it.grpc.wait(async {
         let call = client.freeze(freeze_request("dropped", for_seconds(20)));
-        tokio::time::timeout(Duration::from_secs(1), call).await.is_err()
+        let unanswered = tokio::time::timeout(Duration::from_secs(1), call).await.is_err();
+        // the goodbye has to be said before this runtime stands still again
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        unanswered
     });
     assert!(unanswered, "the hook did not dawdle");
     let other = it.daemon.grpc();

@@ -177,9 +177,10 @@ fn a_killed_sentinel_does_not_keep_anything_held(lab: &Lab) {
 fn a_stopped_daemon_lets_go_within_seconds(lab: &Lab) {
     let held = hold(lab, &LONG_HOLD);
     let stopped = now();
-    signal(held.daemon.pid(), Signal::SIGSTOP);
+    held.daemon.stop();
     held.let_go(stopped, SOON);
-    signal(held.daemon.pid(), Signal::SIGCONT);
+    let Held { _disks, writers, daemon } = held;
+    let held = Held { _disks, writers, daemon: daemon.go_on() };
     held.broken_by("daemon_lost");
     holds_again(&held.daemon, &held.writers);
 }
@@ -289,21 +290,21 @@ fn slow_hook(daemon: &Daemon, phase: &str, log: &Path) {
     daemon.setup().hook("10-slow", &script);
     if phase == "prepare" {
         let settings = daemon.setup().hooks_dir().join("10-slow.toml");
-        std::fs::write(settings, "prepare = true\ntimeout = \"30s\"\n").expect("memory");
+        std::fs::write(settings, "prepare = true\n").expect("memory");
     }
 }
 
 fn killed_during(lab: &Lab, phase: &str) {
     let fs = lab.fs(Type::Ext4);
-    let daemon = lab.daemon(&[&fs]).set("hooks.timeout", "8s").start();
+    let daemon = lab.daemon(&[&fs]).set("hooks.timeout", "4s").start();
     let log = lab.memory_dir("hook").join("log");
     slow_hook(&daemon, phase, &log);
     let writer = lab.writer(&fs);
-    let client = daemon.start_cli(&["freeze", "--id", "abandoned", "--quiesce", "20s"]);
+    let client = daemon.start_cli(&["freeze", "--id", "abandoned"]);
     let lines = || std::fs::read_to_string(&log).unwrap_or_default();
     assert!(until(Duration::from_secs(10), || lines().lines().any(|l| l == phase)), "the hook never got to {phase}");
     client.kill();
-    daemon.wait_for_phase("idle", Duration::from_secs(5));
+    daemon.wait_for_phase("idle", Duration::from_secs(8));
     assert!(until(Duration::from_secs(2), || lines().lines().last() == Some("thaw")), "not undone: {:?}", lines());
     assert_eq!(lines().lines().filter(|l| *l == "thaw").count(), 1, "{:?}", lines());
     writer.assert_writable_within(Duration::from_secs(1));

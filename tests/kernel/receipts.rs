@@ -125,6 +125,7 @@ fn a_killed_daemon_still_gets_its_disks_testimony_changed(lab: &Lab) {
     let daemon = lab.daemon(&[&fs]).start();
     let writer = lab.writer(&fs);
     daemon.freeze(&["--for", "20s"]);
+    writer.assert_blocked();
     let warden = daemon.warden();
     let killed = now();
     daemon.kill();

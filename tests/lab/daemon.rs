@@ -182,7 +182,7 @@ impl<'lab> Setup<'lab> {
 pub struct Daemon<'lab> {
     setup: Setup<'lab>,
     child: RefCell<Child>,
-    /// the fact killed it on purpose
+    /// the fact killed it on purpose, or had it killed
     killed: Cell<bool>,
     /// others clean up after it
     forsaken: Cell<bool>,
@@ -280,6 +280,19 @@ impl<'lab> Daemon<'lab> {
     pub fn kill(&self) {
         self.killed.set(true);
         process::signal(self.pid(), Signal::SIGKILL);
+    }
+
+    /// SIGSTOP. Whoever finds it silent may end it: from now on that is no trouble.
+    pub fn stop(&self) {
+        self.killed.set(true);
+        process::signal(self.pid(), Signal::SIGSTOP);
+    }
+
+    /// SIGCONT after [`Daemon::stop`]; a daemon that was ended meanwhile is started again.
+    pub fn go_on(self) -> Daemon<'lab> {
+        process::signal(self.pid(), Signal::SIGCONT);
+        let ended = || self.child.borrow_mut().try_wait().is_ok_and(|s| s.is_some());
+        if until(Duration::from_secs(1), ended) { self.again() } else { self }
     }
 
     /// Waits for an end that the fact brought about; answers the exit code.

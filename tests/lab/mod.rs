@@ -99,6 +99,10 @@ pub struct Lab {
 
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
+fn rcu_expedited() -> String {
+    fs::read_to_string(RCU_EXPEDITED).unwrap_or_default().trim().to_owned()
+}
+
 /// Thrown by [`Lab::skip`].
 struct Skipped(String);
 
@@ -115,7 +119,7 @@ impl Lab {
             store,
             troubles: RefCell::default(),
             count: Cell::new(0),
-            rcu_expedited: fs::read_to_string(RCU_EXPEDITED).unwrap_or_default(),
+            rcu_expedited: rcu_expedited(),
         })
     }
 
@@ -151,7 +155,7 @@ impl Lab {
 
     /// The kernel's grace periods must be as they were when nothing is being frozen.
     pub fn assert_tunable_restored(&self) {
-        let restored = || fs::read_to_string(RCU_EXPEDITED).unwrap_or_default() == self.rcu_expedited;
+        let restored = || rcu_expedited() == self.rcu_expedited;
         assert!(until(Duration::from_secs(2), restored), "{RCU_EXPEDITED} is not what it was before the hold");
     }
 
@@ -162,7 +166,7 @@ impl Lab {
 
     /// What must be so at the end of any fact; called after it returned, when its daemons are dropped.
     fn close(self) -> Vec<String> {
-        if fs::read_to_string(RCU_EXPEDITED).unwrap_or_default() != self.rcu_expedited {
+        if rcu_expedited() != self.rcu_expedited {
             let _ = fs::write(RCU_EXPEDITED, &self.rcu_expedited);
             self.trouble(format!("{RCU_EXPEDITED} was left changed"));
         }

@@ -90,9 +90,11 @@ fn build(dir: &Path) -> io::Result<fs::File> {
         mount_fs(fs_type, &root.join(at), options)?;
     }
     devices(&root.join("dev"))?;
-    // losetup resolves paths as text: through the overlay it would open a copy in memory instead of the file it was given
-    let hidden = root.join(super::disk::base().strip_prefix("/").expect("the lab's directory is absolute"));
-    mount_fs("tmpfs", &hidden, "size=4k")?;
+    // a tunable of its own: nobody else on this machine changes it, and no fact, however it ends, changes the machine's
+    let tunable = base.join("rcu_expedited");
+    fs::write(&tunable, "0\n")?;
+    bind(&tunable, &root.join("sys/kernel/rcu_expedited"))?;
+    hide(&root.join(super::disk::base().strip_prefix("/").expect("the lab's directory is absolute")))?;
     let old = root.join("oldroot");
     fs::create_dir_all(&old)?;
     pivot_root(&root, &old)?;
@@ -103,9 +105,24 @@ fn build(dir: &Path) -> io::Result<fs::File> {
     Ok(store)
 }
 
+/// losetup resolves paths as text: through the overlay it would open a copy in memory instead of the file it was given.
+/// Deleting from the overlay leaves the files themselves alone.
+fn hide(through_overlay: &Path) -> io::Result<()> {
+    let kind = nix::sys::statfs::statfs(through_overlay)?.filesystem_type();
+    if kind != nix::sys::statfs::OVERLAYFS_SUPER_MAGIC {
+        return Err(io::Error::other(format!("{} is not on the overlay", through_overlay.display())));
+    }
+    fs::remove_dir_all(through_overlay)
+}
+
 fn mount_fs(fs_type: &str, at: &Path, options: &str) -> io::Result<()> {
     mount(Some("lab"), at, Some(fs_type), MsFlags::empty(), Some(options))
         .map_err(|e| io::Error::other(format!("mount {fs_type} at {}: {e}", at.display())))
+}
+
+fn bind(from: &Path, at: &Path) -> io::Result<()> {
+    mount(Some(from), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .map_err(|e| io::Error::other(format!("bind {} to {}: {e}", from.display(), at.display())))
 }
 
 fn devices(dev: &Path) -> io::Result<()> {
