@@ -17,6 +17,7 @@ pub mod config;
 pub mod daemon;
 pub mod door;
 pub mod error;
+pub mod failpoint;
 pub mod guest;
 pub mod hold;
 pub mod json;

@@ -41,13 +41,8 @@ pub fn wait(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>, Fa
 /// # Errors
 /// It could not be started, or was killed at the limit.
 pub fn output(command: &mut Command, limit: Duration) -> Result<Output, Failure> {
-    fed(command, Stdio::null(), limit)
-}
-
-/// As [`output`], with `input` as its stdin.
-fn fed(command: &mut Command, input: Stdio, limit: Duration) -> Result<Output, Failure> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let started = command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let started = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let mut child = started.map_err(|e| format!("start {name}: {e}"))?;
     let drain = |mut pipe: Box<dyn Read + Send>| {
         thread::spawn(move || {
@@ -71,15 +66,7 @@ fn fed(command: &mut Command, input: Stdio, limit: Duration) -> Result<Output, F
 /// # Errors
 /// As [`output`], or any other status; the sentence carries what it printed.
 pub fn succeed(command: &mut Command, limit: Duration) -> Result<String, Failure> {
-    succeed_fed(command, Stdio::null(), limit)
-}
-
-/// As [`succeed`], with `input` as its stdin.
-///
-/// # Errors
-/// As [`succeed`].
-pub fn succeed_fed(command: &mut Command, input: impl Into<Stdio>, limit: Duration) -> Result<String, Failure> {
-    let ran = fed(command, input.into(), limit)?;
+    let ran = output(command, limit)?;
     let said = String::from_utf8_lossy(&ran.stdout).into_owned();
     if ran.status.success() {
         return Ok(said);

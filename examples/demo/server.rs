@@ -2,12 +2,8 @@
 //! this machine is not used; nothing of an installed server's own is touched.
 
 use std::{
-    fs,
-    io::{self, Seek, Write},
-    os::unix::{
-        fs::{PermissionsExt, chown},
-        process::CommandExt,
-    },
+    fs, io,
+    os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
     thread,
@@ -18,27 +14,36 @@ use nix::{sys::signal::Signal, unistd::User};
 
 use crate::{
     Failure,
-    command::{Background, succeed, succeed_fed},
+    command::{Background, succeed},
     ledger::now,
     stream::{Durability, Engine, Stream},
 };
 
 /// Longest a server may take to be made, to start, to recover, or to stop.
 const LIMIT: Duration = Duration::from_secs(45);
-/// A root account without a password: the socket lies in a directory only root and the server can enter.
-const MARIADB_PRELUDE: &str = "CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket=NULL;\n";
-const MARIADB_SQL: [&str; 3] =
-    ["mysql_system_tables.sql", "mysql_performance_tables.sql", "mysql_system_tables_data.sql"];
 
 /// A server that can be run here: its programs, and the user it runs as.
 #[derive(Debug, Clone)]
 pub struct Installed {
     pub engine: Engine,
-    /// what makes an empty cluster: initdb; for MariaDB the directory of the SQL its server brings for that
     make: PathBuf,
     serve: PathBuf,
     user: User,
 }
+
+/// Comes with the server alone, where mariadb-install-db needs more packages.
+const SYSTEM_TABLES: &str = "/usr/share/mysql/mysql_system_tables.sql";
+
+/// What mariadb-install-db does, with the server's own files; root is let in by its socket, as Debian sets it up.
+const MAKE_MARIADB: &str = r#"
+cd /usr/share/mysql || exit 1
+{
+    echo "create database if not exists mysql;"
+    echo "use mysql;"
+    echo "SET @auth_root_socket='root';"
+    cat mysql_system_tables.sql mysql_performance_tables.sql mysql_system_tables_data.sql mysql_sys_schema.sql
+} | "$0" --no-defaults --bootstrap --log-warnings=0 --max-allowed-packet=8M "$@"
+"#;
 
 impl Installed {
     /// PostgreSQL below /usr/lib/postgresql (the newest), if there is also a user `postgres`: it does not run as root.
@@ -50,13 +55,14 @@ impl Installed {
         Installed::of(Engine::Postgres, bin.join("initdb"), bin.join("postgres"), user)
     }
 
-    /// MariaDB where Debian installs it; as user `mysql`, or as root where the server came without one.
+    /// MariaDB on the usual path; as user `mysql`, or as root where the server came without one.
     pub fn mariadb() -> Option<Installed> {
+        let on_path =
+            |name: &str| ["/usr/sbin", "/usr/bin"].map(|d| Path::new(d).join(name)).into_iter().find(|p| p.exists());
         let named = |name| User::from_name(name).ok().flatten();
         let user = named("mysql").or_else(|| named("root"))?;
-        let sql = ["/usr/share/mysql", "/usr/share/mariadb"].map(PathBuf::from);
-        let sql = sql.into_iter().find(|d| d.join(MARIADB_SQL[0]).exists())?;
-        Installed::of(Engine::Mariadb, sql, "/usr/sbin/mariadbd".into(), user)
+        let serve = on_path("mariadbd")?;
+        Installed::of(Engine::Mariadb, PathBuf::from(SYSTEM_TABLES), serve, user)
     }
 
     fn of(engine: Engine, make: PathBuf, serve: PathBuf, user: User) -> Option<Installed> {
@@ -69,30 +75,21 @@ impl Installed {
     /// The database's own tool failed.
     pub fn make(&self, data: &Path) -> Result<(), Failure> {
         self.own(data)?;
+        let mut make = Command::new(&self.make);
         match self.engine {
             Engine::Postgres => {
-                let mut make = Command::new(&self.make);
                 make.args(["--no-sync", "--auth=trust", "--username=postgres", "--locale=C", "--encoding=UTF8"]);
                 make.arg("--data-checksums").arg("-D").arg(data);
                 make.uid(self.user.uid.as_raw()).gid(self.user.gid.as_raw());
-                succeed(make.current_dir("/"), LIMIT).map(drop)
             }
             Engine::Mariadb => {
-                // What mariadb-install-db feeds the server; that script needs programs of other packages.
-                let mut sql = MARIADB_PRELUDE.as_bytes().to_vec();
-                for file in MARIADB_SQL {
-                    sql.extend(fs::read(self.make.join(file))?);
-                }
-                let mut input = tempfile::tempfile()?;
-                input.write_all(&sql)?;
-                input.rewind()?;
-                let mut make = Command::new(&self.serve);
-                make.args(["--no-defaults", "--bootstrap", "--innodb-log-file-size=16M"]);
+                make = Command::new("/bin/sh");
+                make.args(["-c", MAKE_MARIADB]).arg(&self.serve);
                 make.arg(format!("--user={}", self.user.name)).arg(format!("--datadir={}", data.display()));
-                succeed_fed(make.current_dir("/"), input, LIMIT).map(drop)
             }
             Engine::Sqlite => unreachable!("SQLite has no server"),
         }
+        succeed(make.current_dir("/"), LIMIT).map(drop)
     }
 
     /// Serves `data` for `stream`, and waits until it answers.
@@ -186,7 +183,6 @@ impl Installed {
 
     fn own(&self, dir: &Path) -> io::Result<()> {
         fs::create_dir_all(dir)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
         chown(dir, Some(self.user.uid.as_raw()), Some(self.user.gid.as_raw()))
     }
 }

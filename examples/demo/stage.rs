@@ -321,8 +321,12 @@ fn open(work: &Path, which: &str, cut: &Cut, told: &[Told], holdstill: &Path) ->
         let mut loops = OpenOptions::new().create(true).append(true).open(work.join(LOOPS))?;
         Ok(writeln!(loops, "{}", m.kernel_name())?)
     };
-    note(&disk::mount(&cut.image, &on, "rw,noatime")?)?;
+    // first as it was cut, its journal not replayed: that is what the receipt testifies about
+    note(&disk::mount(&cut.image, &on, "ro,noload")?)?;
     let receipt = receipt(holdstill, &on)?;
+    disk::unmount(&on)?;
+    // then as a restored machine would
+    note(&disk::mount(&cut.image, &on, "rw")?)?;
     let files = disk::files(&on)?.into_iter().map(|(path, _)| path).collect();
     let mut databases = BTreeMap::new();
     for told in told {

@@ -2,10 +2,18 @@
 
 pub mod databases;
 pub mod disks;
+#[cfg(test)]
+mod fixture;
 pub mod mounts;
+pub mod order;
 pub mod platform;
 pub mod preflight;
+pub mod superblock;
+pub mod superblocks;
+pub mod sysfs;
+pub mod tasks;
 pub mod transient;
+pub mod watchdogs;
 
 use std::{
     fmt, io,
@@ -22,6 +30,14 @@ pub struct Dev {
 impl fmt::Display for Dev {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+impl Dev {
+    /// "8:1"
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (major, minor) = text.split_once(':')?;
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
     }
 }
 
@@ -60,7 +76,7 @@ pub struct Superblock {
     pub read_only: bool,
     /// where to open it: visible (not over-mounted), a directory, its own root if mounted anywhere; `None`: nowhere openable
     pub open_at: Option<MountPoint>,
-    /// every mount point known, in mountinfo order, for people and for globs
+    /// every visible mount point (or, if none is, every one), in mountinfo order, for people and for globs
     pub mounts: Vec<PathBuf>,
     /// Some: mounted only in this process's mount namespace (paths are as seen there)
     pub namespace: Option<i32>,
@@ -90,6 +106,74 @@ pub struct Guest {
 ///
 /// # Errors
 /// If `proc/self/mountinfo` cannot be read. A missing /sys is not an error: it yields fewer dependencies.
-pub fn read(_root: &Path) -> io::Result<Guest> {
-    todo!()
+pub fn read(root: &Path) -> io::Result<Guest> {
+    let own = mounts::read(root)?;
+    let mut superblocks = superblocks::read(root, &own);
+    let mut disks = disks::read(root);
+    disks.connect(&superblocks, &own);
+    for superblock in &mut superblocks {
+        if matches!(superblock.kind, Kind::Freezable | Kind::FlushOnly) && disks.is_in_memory(superblock.dev) {
+            superblock.kind = Kind::Memory;
+        }
+    }
+    let lies_on = disks.lies_on(&superblocks);
+    Ok(Guest { superblocks, disks, lies_on })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{fixture::fixture, *};
+
+    #[test]
+    fn this_machine_has_one_root_and_nothing_said_about_it_is_made_up() {
+        let guest = read(Path::new("/")).unwrap();
+        let roots: Vec<&Superblock> =
+            guest.superblocks.iter().filter(|s| s.mounts.iter().any(|mount| mount == Path::new("/"))).collect();
+        assert_eq!(roots.len(), 1, "{roots:#?}");
+        let mut devs: Vec<Dev> = guest.superblocks.iter().map(|s| s.dev).collect();
+        devs.sort();
+        devs.dedup();
+        assert_eq!(devs.len(), guest.superblocks.len(), "one entry per superblock");
+        for superblock in &guest.superblocks {
+            let touchable = !matches!(superblock.kind, Kind::Remote | Kind::Pseudo | Kind::Unknown);
+            assert!(touchable || superblock.open_at.is_none(), "{superblock:?}");
+        }
+        for (inner, outer) in &guest.lies_on {
+            assert!(devs.contains(inner) && devs.contains(outer));
+        }
+    }
+
+    #[test]
+    fn a_missing_mount_table_is_an_error_and_missing_sysfs_is_not() {
+        let empty = tempfile::tempdir().unwrap();
+        assert_eq!(read(empty.path()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        std::fs::create_dir_all(empty.path().join("proc/self")).unwrap();
+        std::fs::write(empty.path().join("proc/self/mountinfo"), "1 0 8:1 / / rw - ext4 /dev/sda1 rw\n").unwrap();
+        let guest = read(empty.path()).unwrap();
+        assert_eq!(guest.superblocks.len(), 1);
+        assert!(guest.disks.devices.is_empty() && guest.lies_on.is_empty());
+    }
+
+    #[test]
+    fn superblocks_of_other_namespaces_are_found_through_a_process_that_still_shows_them() {
+        let guest = read(fixture("namespaces").path()).unwrap();
+        let view = |dev: &str| {
+            let dev = Dev::parse(dev).unwrap();
+            let found = guest.superblocks.iter().find(|s| s.dev == dev).unwrap();
+            (found.namespace, found.open_at.as_ref().map(|mount| mount.path.clone()))
+        };
+        assert_eq!(view("254:0"), (None, Some("/".into())), "a file bind-mounted into a container adds nothing");
+        assert_eq!(view("254:16"), (Some(71), Some("/data".into())), "70 is just ending");
+        assert_eq!(view("0:61"), (Some(71), None), "remote there, too");
+        assert_eq!(guest.superblocks.len(), 4);
+        let (overlay, root) = (Dev { major: 0, minor: 60 }, Dev { major: 254, minor: 0 });
+        assert_eq!(guest.lies_on, [(overlay, root)], "its layers are on the host's disk");
+    }
+
+    #[test]
+    fn file_systems_on_compressed_memory_are_memory() {
+        let guest = read(fixture("nvme").path()).unwrap();
+        let kinds: Vec<Kind> = guest.superblocks.iter().map(|s| s.kind).collect();
+        assert_eq!(kinds, [Kind::Freezable, Kind::Freezable, Kind::Memory, Kind::Memory]);
+    }
 }

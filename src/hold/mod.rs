@@ -7,11 +7,18 @@
 //!
 //! [`driver`] is the one task that changes the phase; [`report`] publishes it; everyone else asks and watches.
 
+pub mod admit;
+pub mod desk;
 pub mod driver;
+pub mod history;
 pub mod plan;
 pub mod receipt;
+pub mod record;
 pub mod report;
+pub mod survey;
 pub mod undo;
+pub mod verify;
+pub mod work;
 
 use std::{sync::Arc, time::Duration};
 

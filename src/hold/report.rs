@@ -1,19 +1,30 @@
 //! What is known about holds, published: one watch channel for where things stand, one broadcast for what changes.
+//!
+//! Only the driver holds the [`Publisher`]; doors hold [`Published`].
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
-use crate::proto;
+use super::{admit::Past, history::History};
+use crate::{
+    proto::{self, Phase, event::What},
+    sys::clock,
+};
+
+/// Events a slow reader of Watch may lag behind before it is told `lagged`.
+const EVENTS_KEPT: usize = 256;
 
 /// Where things stand right now.
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
-    pub phase: proto::Phase,
+    pub phase: Phase,
     pub current: Option<proto::Report>,
     pub last: Option<proto::Report>,
     /// sequence number of the newest event that is part of this
     pub sequence: u64,
+    /// CLOCK_MONOTONIC at which the hold in progress is let go
+    pub deadline: Option<std::time::Duration>,
 }
 
 /// Readers' side. Cheap to clone.
@@ -21,13 +32,22 @@ pub struct Standing {
 pub struct Published {
     pub(crate) standing: watch::Receiver<Arc<Standing>>,
     pub(crate) events: broadcast::Sender<proto::Event>,
-    pub(crate) finished: Arc<Mutex<Vec<proto::Report>>>,
+    pub(crate) history: Arc<Mutex<History>>,
 }
 
 impl Published {
-    /// The latest standing; never waits.
-    pub fn standing(&self) -> Arc<Standing> {
-        self.standing.borrow().clone()
+    /// The latest standing, with what remains of the hold as of now; never waits.
+    pub fn standing(&self) -> Standing {
+        let mut standing = Standing::clone(&self.standing.borrow());
+        if let (Some(deadline), Some(current)) = (standing.deadline, standing.current.as_mut()) {
+            current.remaining = prost_types::Duration::try_from(deadline.saturating_sub(clock::monotonic())).ok();
+        }
+        standing
+    }
+
+    /// Wakes whoever waits for anything to change.
+    pub fn changes(&self) -> watch::Receiver<Arc<Standing>> {
+        self.standing.clone()
     }
 
     /// Changes from now on. A reader slower than 256 events gets `Lagged`.
@@ -37,15 +57,142 @@ impl Published {
 
     /// The report of one hold: running, finished or refused.
     pub fn report(&self, id: &str) -> Option<proto::Report> {
-        let standing = self.standing();
-        if let Some(current) = standing.current.as_ref().filter(|r| r.id == id) {
-            return Some(current.clone());
-        }
-        self.finished.lock().expect("no holder panics").iter().rev().find(|r| r.id == id).cloned()
+        self.standing().current.filter(|r| r.id == id).or_else(|| lock(&self.history).find(id).cloned())
     }
 
     /// Finished and refused holds, newest first.
     pub fn reports(&self) -> Vec<proto::Report> {
-        self.finished.lock().expect("no holder panics").iter().rev().cloned().collect()
+        lock(&self.history).newest_first().cloned().collect()
     }
+}
+
+/// The driver's side.
+pub struct Publisher {
+    standing: watch::Sender<Arc<Standing>>,
+    events: broadcast::Sender<proto::Event>,
+    history: Arc<Mutex<History>>,
+}
+
+impl Publisher {
+    pub fn new(history: History) -> (Publisher, Published) {
+        let last = history.last_ended().cloned();
+        let standing = Standing { phase: Phase::Idle, last, ..Standing::default() };
+        let (standing, reader) = watch::channel(Arc::new(standing));
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let history = Arc::new(Mutex::new(history));
+        let published = Published { standing: reader, events: events.clone(), history: Arc::clone(&history) };
+        (Publisher { standing, events, history }, published)
+    }
+
+    pub fn history(&self) -> MutexGuard<'_, History> {
+        lock(&self.history)
+    }
+
+    /// A new hold's report takes the stage.
+    pub fn begin(&self, report: proto::Report) {
+        self.change(|s| {
+            s.phase = Phase::Preparing;
+            s.current = Some(report);
+        });
+        self.tell(What::Phase(Phase::Preparing.into()));
+    }
+
+    pub fn phase(&self, phase: Phase) {
+        self.edit(|r| r.set_phase(phase));
+        self.change(|s| s.phase = phase);
+        self.tell(What::Phase(phase.into()));
+    }
+
+    pub fn deadline(&self, at: Option<std::time::Duration>) {
+        self.change(|s| s.deadline = at);
+    }
+
+    /// Changes the running report without an event of its own.
+    pub fn edit(&self, change: impl FnOnce(&mut proto::Report)) {
+        self.change(|s| {
+            if let Some(report) = s.current.as_mut() {
+                change(report);
+            }
+        });
+    }
+
+    /// Changes one step of the running report and tells it; a step not there yet is added.
+    pub fn step(&self, name: &str, change: impl FnOnce(&mut proto::Step)) {
+        let mut told = None;
+        self.edit(|report| {
+            let index = report.steps.iter().position(|s| s.name == name).unwrap_or_else(|| {
+                report.steps.push(proto::Step { name: name.into(), ..Default::default() });
+                report.steps.len() - 1
+            });
+            change(&mut report.steps[index]);
+            told = Some(report.steps[index].clone());
+        });
+        if let Some(step) = told {
+            self.tell(What::Step(step));
+        }
+    }
+
+    pub fn problem(&self, problem: proto::Problem) {
+        self.edit(|r| {
+            if !r.problems.contains(&problem) {
+                r.problems.push(problem.clone());
+            }
+        });
+        self.tell(What::Problem(problem));
+    }
+
+    /// The running report as it is now.
+    pub fn current(&self) -> Option<proto::Report> {
+        self.standing.borrow().current.clone()
+    }
+
+    pub fn tell_held(&self) {
+        if let Some(report) = self.current() {
+            self.tell(What::Held(report));
+        }
+    }
+
+    /// The hold is over (or was refused): its report leaves the stage for the history.
+    pub fn finish(&self, report: proto::Report) {
+        self.history().push(report.clone());
+        let last = self.history().last_ended().cloned();
+        self.tell(What::Released(report));
+        self.change(|s| {
+            s.phase = Phase::Idle;
+            s.current = None;
+            s.deadline = None;
+            s.last = last;
+        });
+        self.tell(What::Phase(Phase::Idle.into()));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Standing)) {
+        self.standing.send_modify(|s| change(Arc::make_mut(s)));
+    }
+
+    fn tell(&self, what: What) {
+        let mut event = proto::Event { time: Some(now()), what: Some(what), ..Default::default() };
+        self.change(|s| {
+            s.sequence += 1;
+            event.sequence = s.sequence;
+            event.hold_id = s.current.as_ref().map(|r| r.id.clone()).unwrap_or_default();
+        });
+        // nobody watching is fine
+        let _ = self.events.send(event);
+    }
+}
+
+/// Wall-clock time, for people; nothing is decided by it.
+pub fn now() -> prost_types::Timestamp {
+    std::time::SystemTime::now().into()
+}
+
+/// A duration in the contract's shape; ours never exceed its range.
+pub fn span(duration: std::time::Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(duration).ok()
+}
+
+fn lock(history: &Mutex<History>) -> MutexGuard<'_, History> {
+    // a reader that panicked cannot have left it half-changed: only the driver writes
+    history.lock().unwrap_or_else(PoisonError::into_inner)
 }

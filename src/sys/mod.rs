@@ -2,4 +2,15 @@
 #![expect(unsafe_code, reason = "this is the room for it; every block says why and why it is sound")]
 
 pub mod clock;
+pub mod credentials;
+pub mod family;
+pub mod files;
+pub mod freeze;
+pub mod memory;
+pub mod notify;
+pub mod packet;
+pub mod peer;
 pub mod process;
+pub mod run_child;
+pub mod sockets;
+pub mod table;

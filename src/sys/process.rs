@@ -1,14 +1,67 @@
 //! Running a foreign program with an end: own process group, closed descriptors, drained and bounded output.
+//! Called by `step::hook`, on a thread that may block.
+//!
+//! What a program started here sees: its own process group, standard input empty, standard output and error in one
+//! pipe, every other descriptor closed (ours are all close-on-exec, and `close_range` marks whatever a library forgot),
+//! default signal dispositions and an empty mask, umask 022, directory `/`, OOM score 0, and no environment but the
+//! one given.
+//!
+//! Where the group ends: at the limit it gets TERM, and KILL 2 s later. When the program exits in time, its verdict is
+//! its exit status, whatever it left running. A process it left behind may stay (a script may well start a helper in
+//! `freeze` and stop it in `thaw`), but not while holding our pipe: one that still does 1 s after the exit is killed
+//! with its group. Helpers redirect their output: `helper >/dev/null 2>&1 &`.
 
-use std::{collections::BTreeMap, ffi::OsStr, io, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    io::{self, PipeReader, Read},
+    os::{
+        fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        signal::{Signal, killpg},
+    },
+    unistd::Pid,
+};
+
+use super::clock::monotonic;
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Exited(i32),
     Signaled(i32),
-    /// the limit passed and the whole process group was killed
+    /// the limit passed, or it was told to stop, and the whole process group was killed
     TimedOut,
+}
+
+/// Tells a running program's keeper to end it before its limit. Cheap to clone; telling twice is telling once.
+#[derive(Debug, Clone)]
+pub struct Stop(Arc<EventFd>);
+
+impl Stop {
+    /// # Errors
+    /// eventfd(2): no descriptor is left.
+    pub fn new() -> io::Result<Stop> {
+        Ok(Stop(Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?)))
+    }
+
+    pub fn tell(&self) {
+        // full means told already
+        let _ = self.0.write(1);
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -22,16 +75,418 @@ pub struct Outcome {
 /// How much output is kept.
 pub const OUTPUT_TAIL: usize = 4096;
 
+/// What a process group gets between TERM and KILL.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long the pipe is read after the program ended, and how long a killed one is waited for.
+const DRAIN: Duration = Duration::from_secs(1);
+
 /// Runs `path` with `args` and exactly `environment`, stdin empty, in its own process group, and waits. Blocks the
 /// calling thread for at most `limit` plus the 2 s a group gets between TERM and KILL, plus 1 s of draining.
 ///
 /// # Errors
 /// It could not be started (execve(2)).
 pub fn run(
-    _path: &Path,
-    _args: &[&OsStr],
-    _environment: &BTreeMap<String, String>,
-    _limit: Duration,
+    path: &Path,
+    args: &[&OsStr],
+    environment: &BTreeMap<String, String>,
+    limit: Duration,
 ) -> io::Result<Outcome> {
-    todo!()
+    run_unless(path, args, environment, limit, None)
+}
+
+/// As [`run`], but ended early once `stop` is told.
+///
+/// # Errors
+/// It could not be started (execve(2)).
+pub fn run_unless(
+    path: &Path,
+    args: &[&OsStr],
+    environment: &BTreeMap<String, String>,
+    limit: Duration,
+    stop: Option<&Stop>,
+) -> io::Result<Outcome> {
+    let started = monotonic();
+    let (reader, writer) = io::pipe()?;
+    set_nonblocking(&reader)?;
+    let mut output = Tail { reader: Some(reader), kept: Vec::new() };
+    let program = Program::start(path, args, environment, writer)?;
+
+    let mut ended = program.wait(&mut output, started + limit, stop);
+    let in_time = ended;
+    let told = monotonic();
+    if !ended {
+        program.signal(Signal::SIGTERM);
+        ended = program.wait(&mut output, told + GRACE, None);
+    }
+    if !ended {
+        program.signal(Signal::SIGKILL);
+        ended = program.wait(&mut output, told + GRACE + DRAIN, None);
+    }
+    if in_time {
+        output.drain(monotonic() + DRAIN);
+    }
+    // Until it is reaped its number names no other group.
+    if !in_time || output.reader.is_some() {
+        program.signal(Signal::SIGKILL);
+    }
+    output.read_available();
+    let took = monotonic() - started;
+    let status = match (in_time, ended) {
+        (true, _) => verdict(program.reap()?),
+        (false, true) => {
+            program.reap()?;
+            Status::TimedOut
+        }
+        (false, false) => {
+            program.reap_later();
+            Status::TimedOut
+        }
+    };
+    Ok(Outcome { status, took, output: output.into_bytes() })
+}
+
+fn verdict(status: ExitStatus) -> Status {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Status::Exited(code),
+        (None, Some(signal)) => Status::Signaled(signal),
+        (None, None) => unreachable!("a reaped process has exited or was killed"),
+    }
+}
+
+/// A started program that has not been reaped.
+struct Program {
+    child: Child,
+    pidfd: OwnedFd,
+}
+
+impl Program {
+    fn start(
+        path: &Path,
+        args: &[&OsStr],
+        environment: &BTreeMap<String, String>,
+        output: io::PipeWriter,
+    ) -> io::Result<Program> {
+        let mut command = Command::new(path);
+        command.args(args).env_clear().envs(environment).current_dir("/").process_group(0);
+        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        // JUSTIFICATION: std resets the mask and SIGPIPE only, and can set neither umask nor OOM score.
+        // SAFETY: between fork and exec only async-signal-safe calls: close_range, signal, umask, open, write, close.
+        unsafe { command.pre_exec(settle) };
+        let mut child = command.spawn()?;
+        drop(command); // and with it our ends of the pipe
+        match pidfd_open(child.id()) {
+            Ok(pidfd) => Ok(Program { child, pidfd }),
+            Err(error) => {
+                let _ = killpg(Pid::from_raw(child.id().cast_signed()), Signal::SIGKILL);
+                let _ = child.kill();
+                std::thread::spawn(move || child.wait());
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for its end, reading its output all the while; `false`: `until` passed first.
+    fn wait(&self, output: &mut Tail, until: Duration, stop: Option<&Stop>) -> bool {
+        loop {
+            let left = until.saturating_sub(monotonic());
+            let stop = stop.map(|stop| stop.0.as_fd());
+            let (ended, readable, stopped) =
+                poll_all(self.pidfd.as_fd(), output.reader.as_ref().map(AsFd::as_fd), stop, left);
+            if readable {
+                output.read_available();
+            }
+            if ended {
+                return true;
+            }
+            if left.is_zero() || stopped {
+                return false;
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // ESRCH: the group is gone, which is what we want.
+        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), signal);
+    }
+
+    fn reap(mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
+    }
+
+    /// It was killed but has not left the kernel (it waits for a disk); somebody must take its status when it does.
+    fn reap_later(mut self) {
+        std::thread::spawn(move || self.child.wait());
+    }
+}
+
+/// Runs in the child, between fork and exec.
+fn settle() -> io::Result<()> {
+    // JUSTIFICATION: these have no safe counterpart that is async-signal-safe.
+    // SAFETY: plain system calls on constants, a NUL-terminated literal and a zeroed struct of the size the kernel reads
+    // (four words on every 64-bit machine we build for); no memory of ours is written.
+    unsafe {
+        // Fails before Linux 5.11; our own descriptors are close-on-exec anyway.
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        let default = [0u64; 4]; // the kernel's struct sigaction: SIG_DFL, no flags, no restorer, empty mask
+        for signal in 1..=64 {
+            // The raw call, because glibc refuses its own two; KILL and STOP the kernel refuses, rightly.
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<u64>(), size_of::<u64>());
+        }
+        libc::umask(0o022);
+        let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if score >= 0 {
+            libc::write(score, c"0".as_ptr().cast(), 1);
+            libc::close(score);
+        }
+    }
+    Ok(())
+}
+
+/// The last bytes of what comes out of a pipe.
+struct Tail {
+    /// `None` once every writer has closed its end
+    reader: Option<PipeReader>,
+    kept: Vec<u8>,
+}
+
+impl Tail {
+    /// Reads what is there. Bounded, so that a program that writes without end cannot keep us from the clock.
+    fn read_available(&mut self) {
+        let mut buffer = [0; 16 * 1024];
+        for _ in 0..64 {
+            let Some(reader) = &mut self.reader else { return };
+            match reader.read(&mut buffer) {
+                Ok(0) => self.reader = None,
+                Ok(n) => self.keep(&buffer[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.reader = None,
+            }
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.kept.extend_from_slice(&bytes[bytes.len().saturating_sub(OUTPUT_TAIL)..]);
+        if self.kept.len() > OUTPUT_TAIL {
+            self.kept.drain(..self.kept.len() - OUTPUT_TAIL);
+        }
+    }
+
+    /// Reads until the last writer closed its end or `until` passed.
+    fn drain(&mut self, until: Duration) {
+        loop {
+            self.read_available();
+            let Some(reader) = &self.reader else { return };
+            let left = until.saturating_sub(monotonic());
+            if left.is_zero() {
+                return;
+            }
+            poll_one(reader.as_fd(), left);
+        }
+    }
+
+    fn into_bytes(self) -> Vec<u8> {
+        self.kept
+    }
+}
+
+fn set_nonblocking(fd: &impl AsFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
+/// A descriptor that becomes readable when process `pid`, an unreaped child of ours, ends. Linux 5.3.
+fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+    // JUSTIFICATION: neither std nor nix wraps pidfd_open(2).
+    // SAFETY: takes two integers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0u32) };
+    let fd = i32::try_from(Errno::result(fd)?).expect("descriptors are small");
+    // JUSTIFICATION: gives the new descriptor its owner.
+    // SAFETY: the kernel has just returned it to us; nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits at most `left` (rounded up to a millisecond): is the first one ready, and the second?
+fn poll_all(
+    ended: BorrowedFd<'_>,
+    output: Option<BorrowedFd<'_>>,
+    stop: Option<BorrowedFd<'_>>,
+    left: Duration,
+) -> (bool, bool, bool) {
+    // one that is absent stands for itself: poll(2) has no gap for it that nix could build
+    let watched = [Some(ended), output, stop].map(|fd| fd.unwrap_or(ended));
+    let mut fds = watched.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    // EINTR and ENOMEM look like "not yet": the caller asks again until its time is up.
+    if poll(&mut fds, timeout(left)).is_err() {
+        return (false, false, false);
+    }
+    let ready = |at: usize| fds[at].any().unwrap_or(false);
+    (ready(0), output.is_some() && ready(1), stop.is_some() && ready(2))
+}
+
+fn poll_one(fd: BorrowedFd<'_>, left: Duration) {
+    let _ = poll(&mut [PollFd::new(fd, PollFlags::POLLIN)], timeout(left));
+}
+
+fn timeout(left: Duration) -> PollTimeout {
+    PollTimeout::try_from(left.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_program_told_to_stop_ends_long_before_its_limit() {
+        let stop = Stop::new().expect("a descriptor");
+        stop.tell();
+        let path = script("#!/bin/sh\nexec sleep 100\n");
+        let begun = monotonic();
+        let outcome =
+            retry_busy(|| run_unless(&path, &[], &BTreeMap::new(), Duration::from_secs(50), Some(&stop))).unwrap();
+        assert_eq!(outcome.status, Status::TimedOut);
+        assert!(monotonic() - begun < Duration::from_secs(10));
+    }
+
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    fn script(text: &str) -> tempfile::TempPath {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        fs::write(file.path(), text).expect("written");
+        fs::set_permissions(file.path(), fs::Permissions::from_mode(0o755)).expect("made executable");
+        file.into_temp_path() // closed: a file open for writing cannot be executed
+    }
+
+    fn run_script(text: &str, limit: Duration) -> Outcome {
+        let file = script(&format!("#!/bin/sh\n{text}"));
+        let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+        retry_busy(|| run(&file, &[OsStr::new("freeze")], &environment, limit)).expect("it starts")
+    }
+
+    /// Another test's fork may hold our script open for writing for an instant (ETXTBSY).
+    fn retry_busy(mut start: impl FnMut() -> io::Result<Outcome>) -> io::Result<Outcome> {
+        loop {
+            match start() {
+                Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+    }
+
+    fn alive(pid: &str) -> bool {
+        match fs::read_to_string(format!("/proc/{}/stat", pid.trim())) {
+            Ok(stat) => !stat.rsplit(") ").next().unwrap_or("").starts_with(['Z', 'X']),
+            Err(_) => false,
+        }
+    }
+
+    const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn the_verdict_is_the_exit_status() {
+        assert_eq!(run_script("exit 0", LONG).status, Status::Exited(0));
+        assert_eq!(run_script("exit 7", LONG).status, Status::Exited(7));
+        assert_eq!(run_script("kill -9 $$", LONG).status, Status::Signaled(9));
+    }
+
+    #[test]
+    fn it_sees_its_argument_a_defined_environment_and_nothing_of_ours() {
+        let leaked = tempfile::NamedTempFile::new().expect("a temporary file");
+        fcntl(leaked.as_file(), FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).expect("made inheritable");
+        let out = run_script(
+            "echo $1; pwd; umask; cat /proc/self/oom_score_adj; cat; env | grep -v '^_\\|PWD='; readlink /proc/$$/fd/*",
+            LONG,
+        );
+        let text = String::from_utf8(out.output).expect("text");
+        assert!(text.starts_with("freeze\n/\n0022\n0\nPATH=/usr/bin:/bin\n/dev/null\npipe:"), "{text}");
+        assert!(!text.contains(leaked.path().to_str().expect("a plain name")), "{text}");
+    }
+
+    #[test]
+    fn signals_ignored_by_us_are_not_ignored_by_it() {
+        // SAFETY: ignoring a signal installs no handler. JUSTIFICATION: this is the state a daemon may be in.
+        let before = unsafe { nix::sys::signal::signal(Signal::SIGUSR2, nix::sys::signal::SigHandler::SigIgn) };
+        let out = run_script("grep -E '^Sig(Ign|Blk)' /proc/self/status", LONG);
+        // SAFETY: puts back what was there. JUSTIFICATION: as above.
+        unsafe { nix::sys::signal::signal(Signal::SIGUSR2, before.expect("it was set")).expect("restored") };
+        let text = String::from_utf8(out.output).expect("text");
+        assert!(text.contains("SigBlk:\t0000000000000000"), "{text}");
+        assert!(text.contains("SigIgn:\t0000000000000000"), "{text}");
+    }
+
+    #[test]
+    fn ten_megabytes_of_output_leave_the_last_four_kilobytes() {
+        let out = run_script("head -c 10485760 /dev/zero | tr '\\0' x; echo; echo the end >&2", LONG);
+        assert_eq!(out.status, Status::Exited(0));
+        assert_eq!(out.output.len(), OUTPUT_TAIL);
+        assert!(out.output.ends_with(b"x\nthe end\n"));
+    }
+
+    #[test]
+    fn output_without_end_does_not_outlast_the_limit() {
+        let out = run_script("yes", Duration::from_millis(300));
+        assert_eq!(out.status, Status::TimedOut);
+        assert!(out.took < Duration::from_secs(2), "{:?}", out.took);
+    }
+
+    #[test]
+    fn a_script_that_ignores_term_is_killed_with_its_children() {
+        let out = run_script("trap '' TERM; sleep 300 & echo $!; wait; wait; wait", Duration::from_millis(200));
+        assert_eq!(out.status, Status::TimedOut);
+        assert!(out.took >= Duration::from_millis(2200) && out.took < Duration::from_millis(3500), "{:?}", out.took);
+        let child = String::from_utf8(out.output).expect("text");
+        assert!(!alive(&child), "the sleep it started lives on");
+    }
+
+    #[test]
+    fn a_stopped_script_does_not_hang_us() {
+        let out = run_script("kill -STOP $$", Duration::from_millis(200));
+        assert_eq!(out.status, Status::TimedOut);
+        assert!(out.took < Duration::from_millis(3500), "{:?}", out.took);
+    }
+
+    #[test]
+    fn a_daemon_that_keeps_our_pipe_is_killed_and_does_not_change_the_verdict() {
+        let out = run_script("sleep 300 & echo $!; exit 3", LONG);
+        assert_eq!(out.status, Status::Exited(3));
+        assert!(out.took >= DRAIN && out.took < Duration::from_secs(5), "{:?}", out.took);
+        let daemon = String::from_utf8(out.output).expect("text");
+        let until = monotonic() + Duration::from_secs(5);
+        while alive(&daemon) {
+            assert!(monotonic() < until, "the daemon it left holds our pipe");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_helper_that_let_go_of_our_pipe_may_stay() {
+        let out = run_script("sleep 300 >/dev/null 2>&1 & echo $!", LONG);
+        assert_eq!(out.status, Status::Exited(0));
+        assert!(out.took < DRAIN, "nothing to wait for, but it took {:?}", out.took);
+        let helper = String::from_utf8(out.output).expect("text");
+        assert!(alive(&helper));
+        let pid = helper.trim().parse().expect("a pid");
+        nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it was ours to end");
+    }
+
+    #[test]
+    fn a_daemon_that_left_the_group_cannot_hold_us() {
+        let out = run_script("setsid sleep 5 & exit 0", LONG);
+        assert_eq!(out.status, Status::Exited(0));
+        assert!(out.took < Duration::from_secs(4), "{:?}", out.took);
+    }
+
+    #[test]
+    fn what_cannot_be_started_is_an_error() {
+        let none = BTreeMap::new();
+        let start = |path: &Path| retry_busy(|| run(path, &[], &none, LONG)).expect_err("it cannot start").kind();
+        let plain = script("#!/bin/sh\nexit 0\n");
+        fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).expect("made not executable");
+        assert_eq!(start(&plain), io::ErrorKind::PermissionDenied);
+        assert_eq!(start(&script("#!/no/such/interpreter\n")), io::ErrorKind::NotFound);
+        assert_eq!(start(&script("#!/bin/sh\r\nexit 0\r\n")), io::ErrorKind::NotFound);
+        assert_eq!(start(Path::new("/no/such/hook")), io::ErrorKind::NotFound);
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   daemon ──socketpair──▶ warden ──socketpair──▶ guardian (one per file system): FIFREEZE, FITHAW
-//!                            │  ▲                     │ eventfd, after FIFREEZE returned 0
+//!                            │  ▲                     │ a byte, after  FIFREEZE returned 0
 //!                            │  └──── its return ──── sentinel (one per file system): blocked writing `released`
 //!                            └── all of them share the marker, a table mapped from tmpfs
 //! ```
@@ -10,11 +10,27 @@
 //! Who may let go, and when, is design.md's "Who may let go"; this module is that text in code.
 
 pub mod client;
+pub mod entry;
+mod guardian;
+mod hold;
+mod jobs;
+mod link;
 pub mod marker;
+pub(crate) mod papers;
+mod protocol;
+mod pulse;
+pub(crate) mod rcu;
+pub mod run;
+mod sentinel;
+pub(crate) mod takeover;
+pub(crate) mod target;
 
 use std::{io, path::PathBuf, time::Duration};
 
 use crate::guest::{Dev, MountPoint};
+
+/// The hidden verb a warden is started with, by exec of this same program.
+pub const VERB: &str = "warden";
 
 /// One file system to guard, as planned. Its index in the list given to [`client::Warden::prepare`] names it from then on.
 #[derive(Debug, Clone)]
@@ -100,6 +116,24 @@ pub enum Thawed {
     NeverFrozen,
     /// the kernel is still inside FIFREEZE or FITHAW; it is let go the moment that lands
     StillStuck,
+}
+
+/// Why a hold was let go without being asked to; a stronger reason replaces a weaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum Reason {
+    Deadline = 1,
+    DaemonLost = 2,
+    WardenLost = 3,
+    TimeJumped = 4,
+}
+
+impl Reason {
+    pub(crate) fn from_number(number: u32) -> Option<Reason> {
+        [Reason::Deadline, Reason::DaemonLost, Reason::WardenLost, Reason::TimeJumped]
+            .into_iter()
+            .find(|&reason| reason as u32 == number)
+    }
 }
 
 /// The warden does not answer, or is dead.

@@ -1,0 +1,508 @@
+//! Reports as people read them: aligned tables, what the snapshot will not contain, and one sentence that says what was
+//! achieved. Pure text; may change between versions (`--json` may not).
+
+use std::fmt::Write;
+
+use comfy_table::{Table, presets};
+
+use crate::proto::{self, step::Detail};
+
+/// Columns aligned by two spaces, one row per line, without trailing blanks.
+pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    if table.is_empty() {
+        return String::new();
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.lines().fold(String::new(), |out, line| out + line.trim_end() + "\n")
+}
+
+pub fn plural<'a>(n: usize, one: &'a str, many: &'a str) -> &'a str {
+    if n == 1 { one } else { many }
+}
+
+/// "1.2 GB": powers of ten, as disks are sold.
+pub fn bytes(n: u64) -> String {
+    let units = [(1_000_000_000_000, "TB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1_000, "kB")];
+    match units.into_iter().find(|(size, _)| n >= *size) {
+        #[expect(clippy::cast_precision_loss, reason = "one digit after the point is shown")]
+        Some((size, unit)) => format!("{:.1} {unit}", n as f64 / size as f64),
+        None => format!("{n} bytes"),
+    }
+}
+
+/// "1.2 ms", "3.4 s", "60 s"; "-" if absent.
+pub fn duration(d: Option<&prost_types::Duration>) -> String {
+    let Some(time) = d.and_then(|d| std::time::Duration::try_from(*d).ok()) else { return "-".to_owned() };
+    match time.as_secs_f64() {
+        s if s >= 10.0 => format!("{s:.0} s"),
+        s if s >= 1.0 => format!("{s:.1} s"),
+        s => format!("{:.1} ms", s * 1000.0),
+    }
+}
+
+pub fn outcome(outcome: proto::StepOutcome) -> &'static str {
+    match outcome {
+        proto::StepOutcome::Unspecified => "-",
+        proto::StepOutcome::Planned => "planned",
+        proto::StepOutcome::Done => "done",
+        proto::StepOutcome::Skipped => "skipped",
+        proto::StepOutcome::Failed => "FAILED",
+        proto::StepOutcome::Undone => "undone",
+        proto::StepOutcome::UndoFailed => "UNDO FAILED",
+    }
+}
+
+pub fn level(level: proto::Consistency) -> &'static str {
+    match level {
+        proto::Consistency::Unspecified | proto::Consistency::None => "not consistent",
+        proto::Consistency::Crash => "crash-consistent",
+        proto::Consistency::Filesystem => "file-system-consistent",
+        proto::Consistency::Application => "application-consistent",
+    }
+}
+
+pub fn reason(reason: proto::ReleaseReason) -> &'static str {
+    match reason {
+        proto::ReleaseReason::Unspecified => "not released",
+        proto::ReleaseReason::Asked => "asked",
+        proto::ReleaseReason::CallerGone => "the caller went away",
+        proto::ReleaseReason::Deadline => "the deadline passed",
+        proto::ReleaseReason::StepFailed => "a step failed",
+        proto::ReleaseReason::Shutdown => "the daemon was stopped",
+        proto::ReleaseReason::DaemonLost => "the daemon was lost",
+        proto::ReleaseReason::WardenLost => "the warden was lost",
+        proto::ReleaseReason::TimeJumped => "time jumped",
+    }
+}
+
+fn verdict(verdict: proto::Verdict) -> &'static str {
+    match verdict {
+        proto::Verdict::Unspecified => "-",
+        proto::Verdict::Unbroken => "unbroken",
+        proto::Verdict::Broken => "BROKEN",
+        proto::Verdict::NeverHeld => "never held",
+    }
+}
+
+fn phase(phase: proto::Phase) -> &'static str {
+    match phase {
+        proto::Phase::Unspecified => "unknown",
+        proto::Phase::Idle => "idle",
+        proto::Phase::Preparing => "preparing",
+        proto::Phase::Prepared => "prepared",
+        proto::Phase::Quiescing => "quiescing",
+        proto::Phase::Held => "held",
+        proto::Phase::Releasing => "releasing",
+    }
+}
+
+fn claim(claim: proto::Claim) -> &'static str {
+    match claim {
+        proto::Claim::Unspecified => "claim not known yet",
+        proto::Claim::Exact => "exact",
+        proto::Claim::Bounded => "bounded",
+        proto::Claim::Recoverable => "recoverable only",
+        proto::Claim::Uncovered => "NOT in the snapshot",
+    }
+}
+
+/// What is particular to a step, in a few words.
+fn detail(step: &proto::Step) -> String {
+    let own = match &step.detail {
+        Some(Detail::Filesystem(fs)) => format!("{} on {}", fs.r#type, fs.source),
+        Some(Detail::Database(db)) => format!("{} {}, {}", db.engine, db.version, claim(db.claim())),
+        Some(Detail::Hook(run)) => match (run.exit_code, run.signal) {
+            (Some(code), _) => format!("exit {code}"),
+            (None, Some(signal)) => format!("signal {signal}"),
+            (None, None) => String::new(),
+        },
+        None => String::new(),
+    };
+    match (own.is_empty(), step.reason.is_empty()) {
+        (_, true) => own,
+        (true, false) => step.reason.clone(),
+        (false, false) => format!("{own}: {}", step.reason),
+    }
+}
+
+/// What the hold is about, one row each. What is left out because it holds nothing on a disk shares one line.
+fn steps(report: &proto::Report) -> String {
+    let (rows, nothing): (Vec<_>, Vec<_>) = report.steps.iter().partition(|step| !holds_nothing(step));
+    let rows = rows.into_iter().map(|step| {
+        vec![step.name.clone(), outcome(step.outcome()).to_owned(), duration(step.took.as_ref()), detail(step)]
+    });
+    let mut out = table(&["STEP", "STATE", "TOOK", ""], rows);
+    if !nothing.is_empty() {
+        let count = nothing.len();
+        let _ = writeln!(out, "and {count} {} left out: --json lists them", plural(count, "other", "others"));
+    }
+    out
+}
+
+/// A skipped file system that is not from a block device: in memory, of the kernel's own, on the network.
+fn holds_nothing(step: &proto::Step) -> bool {
+    match &step.detail {
+        Some(Detail::Filesystem(fs)) => {
+            step.outcome() == proto::StepOutcome::Skipped && fs.major == 0 && fs.r#type != "btrfs"
+        }
+        Some(Detail::Database(_) | Detail::Hook(_)) | None => false,
+    }
+}
+
+/// Problems worth a line, each with its hint beneath.
+fn problems(problems: &[proto::Problem]) -> String {
+    let mut out = String::new();
+    for problem in problems {
+        let severity = match problem.severity() {
+            proto::Severity::Refusal => "refused",
+            proto::Severity::Warning => "warning",
+            proto::Severity::Note | proto::Severity::Unspecified => "note",
+        };
+        let _ = writeln!(out, "{severity}: {}", problem.message);
+        if !problem.hint.is_empty() {
+            let _ = writeln!(out, "  hint: {}", problem.hint);
+        }
+    }
+    out
+}
+
+/// What the snapshot will not contain, and how much lies there. Small tmpfs that nobody needs share one line.
+fn gaps(report: &proto::Report) -> String {
+    /// Below this a tmpfs holds sockets and pid files.
+    const WORTH_A_LINE: u64 = 1_000_000;
+    let mut out = String::new();
+    let mut small = Vec::new();
+    for entry in &report.coverage {
+        let memory = entry.disk.strip_prefix("tmpfs:").is_some();
+        let gone = matches!(entry.durability(), proto::Durability::Transient | proto::Durability::Mixed);
+        let what = match entry.in_snapshot() {
+            proto::InSnapshot::No => "not in this snapshot",
+            proto::InSnapshot::NotTold | proto::InSnapshot::Unspecified if memory => "not in this snapshot",
+            proto::InSnapshot::NotTold | proto::InSnapshot::Unspecified if gone => "perhaps not in this snapshot",
+            proto::InSnapshot::NotTold | proto::InSnapshot::Unspecified | proto::InSnapshot::Yes => continue,
+        };
+        let mounts = if entry.mounts.is_empty() { entry.disk.clone() } else { entry.mounts.join(", ") };
+        if memory && entry.used_bytes < WORTH_A_LINE && entry.at_risk.is_empty() {
+            small.push(mounts);
+            continue;
+        }
+        let kind = if memory { "tmpfs" } else { &entry.disk };
+        let _ = write!(out, "{what}: {mounts} ({kind}), {} used", bytes(entry.used_bytes));
+        let _ = match entry.at_risk.is_empty() {
+            true => writeln!(out),
+            false => writeln!(out, "; it holds {}", entry.at_risk.join(", ")),
+        };
+    }
+    if !small.is_empty() {
+        let _ = writeln!(out, "not in this snapshot, in memory and nearly empty: {}", small.join(", "));
+    }
+    out
+}
+
+/// A report's body.
+pub fn steps_and_gaps(report: &proto::Report) -> String {
+    steps(report) + &problems(&report.problems) + &gaps(report)
+}
+
+/// The body of a check.
+pub fn plan(plan: &proto::Report) -> String {
+    steps_and_gaps(plan)
+}
+
+/// "2 file systems and 1 database", of the steps in these states.
+fn count(report: &proto::Report, states: &[proto::StepOutcome]) -> String {
+    let of = |kind: proto::StepKind| {
+        report.steps.iter().filter(|s| s.kind() == kind && states.contains(&s.outcome())).count()
+    };
+    let parts = [
+        (of(proto::StepKind::Filesystem), "file system", "file systems"),
+        (of(proto::StepKind::Database), "database", "databases"),
+        (of(proto::StepKind::Hook), "hook", "hooks"),
+    ];
+    let parts: Vec<_> = parts
+        .into_iter()
+        .filter(|(n, ..)| *n > 0)
+        .map(|(n, one, many)| format!("{n} {}", plural(n, one, many)))
+        .collect();
+    match parts.split_last() {
+        None => "nothing".to_owned(),
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+    }
+}
+
+/// The sentence of `check`.
+pub fn readiness(response: &proto::CheckResponse, strict: bool) -> String {
+    let plan = response.plan.clone().unwrap_or_default();
+    if response.would_refuse {
+        let why = plan.problems.iter().find(|p| p.severity() == proto::Severity::Refusal);
+        return format!("not ready: {}", why.map_or("a freeze would be refused", |p| p.message.as_str()));
+    }
+    let reservations = plan.problems.iter().filter(|p| p.severity() == proto::Severity::Warning).count();
+    let with = match reservations {
+        0 => "ready".to_owned(),
+        n if strict => format!("not ready under --strict, for {n} {}", plural(n, "reservation", "reservations")),
+        n => format!("ready, with {n} {}", plural(n, "reservation", "reservations")),
+    };
+    let what = count(&plan, &[proto::StepOutcome::Planned]);
+    format!("{with}: {what} can be held, {}", level(response.reachable()))
+}
+
+/// The sentence of `freeze`.
+pub fn held(report: &proto::Report) -> String {
+    format!(
+        "held: {}, {}, {} (hold {id}): take the snapshot, then `holdstill thaw {id}`",
+        count(report, &[proto::StepOutcome::Done]),
+        level(report.consistency()),
+        match &report.remaining {
+            Some(remaining) => format!("for at most {}", duration(Some(remaining))),
+            None => "until its deadline".to_owned(),
+        },
+        id = report.id,
+    )
+}
+
+/// The sentence of `thaw`.
+pub fn released(report: &proto::Report, already: bool) -> String {
+    let before = if already { "released before this call; " } else { "" };
+    format!("{before}{}", ended(report))
+}
+
+/// How a hold ended.
+pub fn ended(report: &proto::Report) -> String {
+    let took = duration(report.held_took.as_ref());
+    match report.verdict() {
+        proto::Verdict::Unbroken => format!(
+            "unbroken: {} held for {took} (hold {}); a snapshot cut in that time is {}",
+            count(report, &[proto::StepOutcome::Done, proto::StepOutcome::Undone]),
+            report.id,
+            level(report.consistency()),
+        ),
+        proto::Verdict::Broken => {
+            let why = match report.breaches.first() {
+                Some(breach) => breach.message.as_str(),
+                None => reason(report.reason()),
+            };
+            format!("BROKEN: {why} (hold {}); throw away a snapshot cut in this hold", report.id)
+        }
+        proto::Verdict::NeverHeld => match report.id.as_str() {
+            "" => "nothing to let go: nothing was ever held".to_owned(),
+            id => {
+                let why = report.problems.iter().max_by_key(|p| p.severity());
+                let why = why.map_or_else(|| reason(report.reason()).to_owned(), |p| p.message.clone());
+                format!("never held: {why} (hold {id})")
+            }
+        },
+        proto::Verdict::Unspecified => format!("hold {} is {}", report.id, phase(report.phase())),
+    }
+}
+
+/// The second sentence of `rehearse`.
+pub fn rehearsed(report: &proto::Report) -> String {
+    format!(
+        "rehearsed: {} to prepare while nobody waited, {} until all was held; nothing was kept",
+        duration(report.prepare_took.as_ref()),
+        duration(report.quiesce_took.as_ref())
+    )
+}
+
+/// The body of `status`.
+pub fn status(response: &proto::GetStatusResponse) -> String {
+    let of = |name: &str, report: &Option<proto::Report>| report.as_ref().map(|r| vec![name.to_owned(), ended(r)]);
+    let rows = [
+        Some(vec!["phase".to_owned(), phase(response.phase()).to_owned()]),
+        of("hold", &response.current),
+        of("last", &response.last),
+        Some(vec!["daemon".to_owned(), format!("{} (instance {})", response.version, response.instance)]),
+    ];
+    table(&["", ""], rows.into_iter().flatten()).trim_start_matches('\n').to_owned()
+}
+
+/// The sentence of `status`.
+pub fn standing(response: &proto::GetStatusResponse) -> String {
+    match &response.current {
+        Some(report) if response.phase() == proto::Phase::Held => {
+            format!("held for another {} by hold {}", duration(report.remaining.as_ref()), report.id)
+        }
+        Some(report) => format!("hold {} is {}", report.id, phase(response.phase())),
+        None => "idle: holds are accepted".to_owned(),
+    }
+}
+
+/// The table of `history`.
+pub fn history(reports: &[proto::Report]) -> String {
+    let rows = reports.iter().map(|r| {
+        let when =
+            r.admitted_time.map_or_else(|| "-".to_owned(), |t| prost_types::Timestamp { nanos: 0, ..t }.to_string());
+        let about =
+            [r.label.as_str(), r.snapshot_ref.as_str()].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>();
+        vec![
+            r.id.clone(),
+            when,
+            verdict(r.verdict()).to_owned(),
+            level(r.consistency()).to_owned(),
+            duration(r.held_took.as_ref()),
+            about.join(" "),
+        ]
+    });
+    table(&["ID", "ASKED", "VERDICT", "LEVEL", "HELD", "LABEL"], rows)
+}
+
+/// One line of `watch`.
+pub fn event(response: &proto::WatchResponse) -> String {
+    use proto::event::What;
+    let Some(event) = &response.event else { return String::new() };
+    let time = event.time.map_or_else(String::new, |t| t.to_string());
+    let what = match &event.what {
+        Some(What::Snapshot(report)) if report.id.is_empty() => "idle".to_owned(),
+        Some(What::Snapshot(report) | What::Released(report)) => ended(report),
+        Some(What::Phase(p)) => phase(proto::Phase::try_from(*p).unwrap_or_default()).to_owned(),
+        Some(What::Step(step)) => {
+            format!("{} {} {} {}", step.name, outcome(step.outcome()), duration(step.took.as_ref()), detail(step))
+        }
+        Some(What::Problem(problem)) => problems(std::slice::from_ref(problem)).trim_end().replace('\n', ";"),
+        Some(What::Held(report)) => held(report),
+        Some(What::Lagged(n)) => format!("missed {n} {}", plural(usize::try_from(*n).unwrap_or(2), "event", "events")),
+        None => String::new(),
+    };
+    format!("{time} {} {what}", event.hold_id).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Whether anything may be frozen once this event has happened, if `before` it was.
+pub fn holds_after(event: &proto::Event, before: bool) -> bool {
+    use proto::event::What;
+    let frozen = |phase: proto::Phase| match phase {
+        proto::Phase::Quiescing | proto::Phase::Held | proto::Phase::Releasing => true,
+        proto::Phase::Unspecified | proto::Phase::Idle | proto::Phase::Preparing | proto::Phase::Prepared => false,
+    };
+    match &event.what {
+        Some(What::Phase(phase)) => frozen(proto::Phase::try_from(*phase).unwrap_or_default()),
+        Some(What::Snapshot(report)) => frozen(report.phase()),
+        Some(What::Held(_)) => true,
+        Some(What::Released(_)) => false,
+        Some(What::Step(_) | What::Problem(_) | What::Lagged(_)) | None => before,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(name: &str, kind: proto::StepKind, outcome: proto::StepOutcome) -> proto::Step {
+        proto::Step { name: name.into(), kind: kind.into(), outcome: outcome.into(), ..Default::default() }
+    }
+
+    fn report() -> proto::Report {
+        proto::Report {
+            id: "3f2a".into(),
+            consistency: proto::Consistency::Application.into(),
+            remaining: Some(prost_types::Duration { seconds: 59, nanos: 998_000_000 }),
+            steps: vec![
+                step("fs:/var", proto::StepKind::Filesystem, proto::StepOutcome::Done),
+                step("fs:/", proto::StepKind::Filesystem, proto::StepOutcome::Done),
+                step("fs:/boot", proto::StepKind::Filesystem, proto::StepOutcome::Skipped),
+                step("db:orders", proto::StepKind::Database, proto::StepOutcome::Done),
+            ],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_final_sentence_says_what_was_achieved_and_what_to_do() {
+        assert_eq!(
+            held(&report()),
+            "held: 2 file systems and 1 database, application-consistent, for at most 60 s (hold 3f2a): \
+             take the snapshot, then `holdstill thaw 3f2a`"
+        );
+    }
+
+    #[test]
+    fn a_broken_hold_says_why_and_what_to_throw_away() {
+        let broken = proto::Report {
+            verdict: proto::Verdict::Broken.into(),
+            reason: proto::ReleaseReason::Deadline.into(),
+            ..report()
+        };
+        assert_eq!(ended(&broken), "BROKEN: the deadline passed (hold 3f2a); throw away a snapshot cut in this hold");
+    }
+
+    #[test]
+    fn nothing_ever_held_says_so() {
+        let nothing = proto::Report { verdict: proto::Verdict::NeverHeld.into(), ..Default::default() };
+        assert_eq!(released(&nothing, false), "nothing to let go: nothing was ever held");
+    }
+
+    #[test]
+    fn what_the_snapshot_lacks_is_named_with_how_much_lies_there() {
+        let entry =
+            |disk: &str, mount: &str, durability: proto::Durability, told: proto::InSnapshot, used| proto::Coverage {
+                disk: disk.into(),
+                mounts: vec![mount.into()],
+                durability: durability.into(),
+                in_snapshot: told.into(),
+                used_bytes: used,
+                ..Default::default()
+            };
+        use proto::{Durability as D, InSnapshot as S};
+        let report = proto::Report {
+            coverage: vec![
+                entry("vda1", "/", D::Durable, S::NotTold, 5_000_000_000),
+                entry("tmpfs:/mnt", "/mnt", D::Transient, S::NotTold, 1_234_567_890),
+                entry("tmpfs:/run", "/run", D::Transient, S::NotTold, 4096),
+                entry("vdb", "/scratch", D::Transient, S::NotTold, 12_000),
+                entry("vdc", "/srv", D::Durable, S::No, 999),
+            ],
+            ..Default::default()
+        };
+        assert_eq!(
+            gaps(&report),
+            "not in this snapshot: /mnt (tmpfs), 1.2 GB used\n\
+             perhaps not in this snapshot: /scratch (vdb), 12.0 kB used\n\
+             not in this snapshot: /srv (vdc), 999 bytes used\n\
+             not in this snapshot, in memory and nearly empty: /run\n"
+        );
+    }
+
+    #[test]
+    fn columns_are_aligned_and_lines_have_no_trailing_blanks() {
+        let rows = vec![vec!["a".to_owned(), "long".to_owned()], vec!["bbb".to_owned(), String::new()]];
+        assert_eq!(table(&["X", "Y"], rows), "X    Y\na    long\nbbb\n");
+    }
+
+    #[test]
+    fn a_check_with_reservations_is_ready_unless_strict() {
+        let warning = proto::Problem { severity: proto::Severity::Warning.into(), ..Default::default() };
+        let plan = proto::Report {
+            steps: vec![step("fs:/", proto::StepKind::Filesystem, proto::StepOutcome::Planned)],
+            problems: vec![warning],
+            ..Default::default()
+        };
+        let response = proto::CheckResponse {
+            plan: Some(plan),
+            would_refuse: false,
+            reachable: proto::Consistency::Filesystem.into(),
+        };
+        assert_eq!(
+            readiness(&response, false),
+            "ready, with 1 reservation: 1 file system can be held, file-system-consistent"
+        );
+        assert!(readiness(&response, true).starts_with("not ready under --strict"));
+    }
+
+    #[test]
+    fn durations_have_the_digits_people_want() {
+        let d = |seconds, nanos| duration(Some(&prost_types::Duration { seconds, nanos }));
+        assert_eq!(
+            (d(0, 1_234_000), d(3, 440_000_000), d(59, 999_000_000)),
+            ("1.2 ms".into(), "3.4 s".into(), "60 s".into())
+        );
+        assert_eq!(duration(None), "-");
+    }
+}

@@ -1,0 +1,149 @@
+//! `receipt` and `verify`: what a disk says of the hold it was cut in. They ask no daemon and write nothing.
+
+use std::{fs, path::Path};
+
+use serde_json::{Value as Json, json};
+
+use super::{Answer, show};
+use crate::{
+    cli,
+    error::{Exit, Failure, reason},
+    hold::{
+        RefusalKind, receipt,
+        verify::{self, Verification},
+    },
+    json,
+};
+
+/// `receipt [DIR]`: exit 0 if there is one, 1 if not, 3 if it cannot be believed.
+///
+/// # Errors
+/// `DIR` is not a directory that can be read.
+pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
+    let root = directory(&args.dir)?;
+    let found = match receipt::read(root) {
+        Ok(Some(found)) => found,
+        Ok(None) => {
+            return Ok(Answer {
+                document: json!({"root": root, "state": null, "hold_id": "", "receipt": null}),
+                table: String::new(),
+                sentence: format!("no receipt on {}: it has not been held, or not with a receipt", root.display()),
+                exit: Exit::Failed,
+            });
+        }
+        Err(error) => {
+            let message = format!("failed to believe the receipt on {}: {error}", root.display());
+            return Err(
+                Failure::local(RefusalKind::FailedPrecondition, "RECEIPT_UNREADABLE", message).exiting(Exit::Broken)
+            );
+        }
+    };
+    let report = &found.record["report"];
+    let text = |value: &Json| value.as_str().unwrap_or("-").to_owned();
+    let verdict = match report["verdict"].as_str() {
+        Some("unspecified") | None => "not known to this disk".to_owned(),
+        Some(verdict) => verdict.to_owned(),
+    };
+    let rows = [
+        ("hold", found.sector.hold_id.clone()),
+        ("state", found.sector.state.to_string()),
+        ("file system", format!("{} (UUID {})", text(&found.record["filesystem"]["mount"]), found.sector.fs_uuid)),
+        ("prepared", text(&report["admitted_time"])),
+        ("level", text(&report["consistency"])),
+        ("verdict", verdict),
+    ];
+    let mut table = String::new();
+    for (key, value) in rows {
+        table.push_str(&format!("{key:<13}{value}\n"));
+    }
+    if let Ok(report) = json::from_json::<crate::proto::Report>(report) {
+        table.push_str(&show::steps_and_gaps(&report));
+    }
+    let sentence = match found.sector.state {
+        receipt::State::Frozen => "this disk says frozen: as a copy, it was cut while it was held",
+        receipt::State::Released => "this disk says released: as a copy, it was cut after the hold",
+        receipt::State::Prepared => "this disk says prepared: as a copy, it was cut before all was held",
+        receipt::State::Aborted => "this disk says aborted: that hold failed before all was held",
+    };
+    Ok(Answer {
+        document: json!({
+            "root": root,
+            "state": found.sector.state.to_string(),
+            "hold_id": found.sector.hold_id,
+            "uuid": found.sector.fs_uuid,
+            "boot_id": found.sector.boot_id,
+            "receipt": found.record,
+        }),
+        table,
+        sentence: sentence.into(),
+        exit: Exit::Done,
+    })
+}
+
+/// `verify [DIR…] [--record FILE]`: exit 0, 1 or 3 as the contract says.
+///
+/// # Errors
+/// A directory or the record cannot be read.
+pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
+    let record = match &args.record {
+        None => None,
+        Some(path) => {
+            let text = fs::read_to_string(path)
+                .map_err(|error| Failure::io(format!("read the hold record {}", path.display()), &error))?;
+            let record = json::record(&text).map_err(|error| {
+                let message = format!("failed to use {}: {error}", path.display());
+                Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message)
+            })?;
+            Some(record)
+        }
+    };
+    let roots = if args.dirs.is_empty() {
+        verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?
+    } else {
+        for dir in &args.dirs {
+            directory(dir)?;
+        }
+        args.dirs.clone()
+    };
+    let verification = verify::verify(&roots, record.as_ref());
+    let exit = match verification.exit_code(record.is_some()) {
+        0 => Exit::Done,
+        1 => Exit::Failed,
+        _ => Exit::Broken,
+    };
+    Ok(Answer {
+        document: verification.to_json(),
+        table: lines(&verification),
+        sentence: sentence(&verification, exit),
+        exit,
+    })
+}
+
+fn lines(verification: &Verification) -> String {
+    let rows =
+        verification.filesystems.iter().map(|f| vec![f.root.display().to_string(), f.grade.to_string(), f.why.clone()]);
+    let mut table = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
+    for problem in &verification.problems {
+        table.push_str(&format!("! {}\n", problem.message));
+    }
+    table
+}
+
+fn sentence(verification: &Verification, exit: Exit) -> String {
+    match exit {
+        Exit::Done => format!("{}: these copies were cut during the hold {}", verification.grade, verification.hold_id),
+        Exit::Failed => "none: no receipt was found, so nothing is known of how these copies were cut".into(),
+        Exit::Malformed | Exit::Broken | Exit::Refused | Exit::Unreachable | Exit::NotPermitted => {
+            format!("{}: not proven to be cut during one hold; crash-consistent at best", verification.grade)
+        }
+    }
+}
+
+fn directory(dir: &Path) -> Result<&Path, Failure> {
+    if dir.is_dir() {
+        return Ok(dir);
+    }
+    let message = format!("failed to look at {}: it is not a directory", dir.display());
+    Err(Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message)
+        .hint("give the root of a mounted file system; mount a copy with -o ro,noload (XFS: ro,norecovery) first"))
+}

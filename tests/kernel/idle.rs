@@ -1,0 +1,47 @@
+//! What a daemon costs while nothing is held: as the release build, which `tests/run` makes before these tests.
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use crate::lab::{
+    Lab, Type,
+    process::{pss_kib, wakeups},
+};
+
+facts! {
+    an_idle_daemon_and_its_warden_share_eight_mebibytes,
+    an_idle_daemon_and_its_warden_sleep within 60,
+}
+
+fn release(lab: &Lab) -> PathBuf {
+    match std::env::var_os("HOLDSTILL_RELEASE") {
+        Some(path) => path.into(),
+        None => lab.skip("no release build: HOLDSTILL_RELEASE is not set"),
+    }
+}
+
+fn an_idle_daemon_and_its_warden_share_eight_mebibytes(lab: &Lab) {
+    let fs = lab.fs(Type::Ext4);
+    let daemon = lab.daemon(&[&fs]).binary(&release(lab)).start();
+    daemon.freeze(&["--for", "5s"]);
+    daemon.thaw();
+    let kib = [daemon.pid(), daemon.warden()].map(pss_kib);
+    assert!(kib.iter().sum::<u64>() <= 8 * 1024, "daemon and warden use {kib:?} KiB");
+}
+
+fn an_idle_daemon_and_its_warden_sleep(lab: &Lab) {
+    let fs = lab.fs(Type::Ext4);
+    let daemon = lab.daemon(&[&fs]).binary(&release(lab)).start();
+    let pids = [daemon.pid(), daemon.warden()];
+    // what starting up left to do is done once a whole second passes without a wake-up
+    let woken = || pids.iter().map(|pid| wakeups(*pid)).sum::<u64>();
+    let settled = crate::lab::until(Duration::from_secs(15), || {
+        let before = woken();
+        thread::sleep(Duration::from_secs(1));
+        woken() == before
+    });
+    assert!(settled, "it never comes to rest");
+    let before = woken();
+    thread::sleep(Duration::from_secs(17));
+    let times = woken() - before;
+    assert!(times <= 2, "woken {times} times in 17 s of idleness");
+}

@@ -1,0 +1,40 @@
+//! The kernel tests: real file systems that really freeze, real databases, real kills. One module per promise or door;
+//! the laboratory they run in is `tests/lab`. Needs root; freezes nothing but loop devices it made.
+
+#[path = "../lab/mod.rs"]
+#[macro_use]
+mod lab;
+
+mod bad_input;
+mod claims;
+mod databases;
+mod faults;
+mod filesystems;
+mod grpc_rules;
+mod idle;
+mod lab_itself;
+mod lets_go;
+mod own_only;
+mod private_root;
+mod receipts;
+mod undo;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lab::main(&[
+        lab_itself::FACTS,
+        bad_input::FACTS,
+        claims::FACTS,
+        filesystems::FACTS,
+        own_only::FACTS,
+        undo::FACTS,
+        lets_go::FACTS,
+        grpc_rules::FACTS,
+        receipts::FACTS,
+        databases::FACTS,
+        private_root::FACTS,
+        idle::FACTS,
+        faults::FACTS,
+    ])
+}
