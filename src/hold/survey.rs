@@ -33,8 +33,10 @@ const TOUCH_LIMIT: Duration = Duration::from_secs(2);
 /// A database that takes longer to let us in would make us wait later, too.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// A task blocked on a target for the whole of this would make a freeze wait for it.
-const BLOCKED_FOR: Duration = Duration::from_secs(2);
+/// A task blocked for the whole of these together, two seconds, would make a freeze wait for it. Looked at in between,
+/// so that on a busy but healthy machine, where everybody moves, two looks are enough.
+const BLOCKED_FOR: [Duration; 4] =
+    [Duration::from_millis(30), Duration::from_millis(220), Duration::from_millis(750), Duration::from_secs(1)];
 
 /// What does not change while the daemon runs.
 #[derive(Debug, Clone)]
@@ -308,22 +310,7 @@ impl Survey {
         let root = surroundings.root.clone();
         let guest = self.guest.clone();
         let targets = preflight::targets(&guest, &self.frozen());
-        let Some(first) = in_a_thread(READ_LIMIT, {
-            let root = root.clone();
-            move || tasks::blocked_tasks(&root)
-        })
-        .await
-        else {
-            return;
-        };
-        let blocked = if first.is_empty() {
-            Vec::new()
-        } else {
-            tokio::time::sleep(BLOCKED_FOR).await;
-            let root = root.clone();
-            let second = in_a_thread(READ_LIMIT, move || tasks::blocked_tasks(&root)).await.unwrap_or_default();
-            tasks::blocked_throughout(&first, &second)
-        };
+        let blocked = blocked_throughout(&root).await;
         let findings = in_a_thread(READ_LIMIT, move || {
             let facts = preflight::Facts { blocked, ..preflight::read(&root, &guest) };
             preflight::findings(&facts, max_hold + quiesce, &targets)
@@ -420,6 +407,23 @@ fn database_step(target: &Target) -> proto::Step {
     step.set_kind(StepKind::Database);
     step.required = target.required;
     step
+}
+
+/// Tasks in uninterruptible sleep that did not move for two seconds.
+async fn blocked_throughout(root: &Path) -> Vec<tasks::BlockedTask> {
+    let look = || {
+        let root = root.to_owned();
+        in_a_thread(READ_LIMIT, move || tasks::blocked_tasks(&root))
+    };
+    let mut blocked = look().await.unwrap_or_default();
+    for pause in BLOCKED_FOR {
+        if blocked.is_empty() {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        blocked = tasks::blocked_throughout(&blocked, &look().await.unwrap_or_default());
+    }
+    blocked
 }
 
 async fn read_guest(root: &Path) -> Result<Guest, Refusal> {
