@@ -154,7 +154,7 @@ pub async fn survey(
     let file_systems = std::mem::take(&mut survey.plan.steps);
     survey.steps.extend(file_systems);
     survey.preflight(settings, surroundings, spec).await;
-    survey.note_configuration(settings);
+    survey.note_surroundings(settings, surroundings);
     if spec.capture_mode() == proto::CaptureMode::LogsAfterThaw {
         let refusal = Refusal::new(
             RefusalKind::FailedPrecondition,
@@ -331,8 +331,16 @@ impl Survey {
         }
     }
 
-    /// What the configuration names and the guest does not have.
-    fn note_configuration(&mut self, settings: &Settings) {
+    /// What the configuration names and the guest does not have, and where we are that people may not expect.
+    fn note_surroundings(&mut self, settings: &Settings, surroundings: &Surroundings) {
+        let namespace = |of: &str| fs::read_link(surroundings.root.join("proc").join(of).join("ns/mnt")).ok();
+        if let (Some(own), Some(first)) = (namespace("self"), namespace("1"))
+            && own != first
+        {
+            let message = "the daemon is in a mount namespace of its own: paths are as it sees them";
+            let hint = "remove PrivateTmp=, ProtectSystem= and the like from its unit";
+            self.problems.push(problem(Severity::Note, "OWN_MOUNT_NAMESPACE", "", message, hint));
+        }
         for mount in transient::unmatched(&self.guest.superblocks, &settings.transient.mounts) {
             let message = format!("{} in [transient] mounts is not a mount point", mount.display());
             let hint = "correct it, or remove it if that disk is gone";
