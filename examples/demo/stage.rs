@@ -18,7 +18,7 @@ use crate::{
     Failure,
     agent::{self, Agent, Answer, Places},
     claims::{Claims, Table},
-    command::{Background, succeed},
+    command::Background,
     disk::{self, Cut, Mounted},
     ledger::{self, Ack, now},
     server::{Installed, Recovery},

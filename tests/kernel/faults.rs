@@ -280,7 +280,7 @@ impl Scene<'_> {
 
     /// A whole, unbroken hold.
     fn holds(&self, daemon: &Daemon, case: Case) {
-        let report = daemon.freeze(&["--for", "20s"]);
+        let report = daemon.freeze(&[]);
         let counts = || self.writers.iter().map(|w| w.progress().count).collect::<Vec<_>>();
         let before = counts();
         thread::sleep(Duration::from_millis(60));

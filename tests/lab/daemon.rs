@@ -333,9 +333,7 @@ impl Drop for Daemon<'_> {
             }
         } else {
             process::signal(child.id().cast_signed(), Signal::SIGCONT);
-            if !self.killed.get() {
-                process::signal(child.id().cast_signed(), Signal::SIGTERM);
-            }
+            process::signal(child.id().cast_signed(), Signal::SIGTERM);
             if finish(&mut child, Duration::from_secs(8)).is_none() {
                 lab.trouble("the daemon did not end within 8 s after SIGTERM");
             }
