@@ -63,15 +63,31 @@ impl Mounted {
         self.major == LOOP_MAJOR
     }
 
-    /// "loop3"
-    pub fn kernel_name(&self) -> &str {
-        self.source.trim_start_matches("/dev/")
+    /// What makes this attachment of the loop device ours and not the next one's.
+    pub fn attachment(&self) -> Attachment {
+        let name = self.source.trim_start_matches("/dev/").to_owned();
+        Attachment { sequence: sequence(&name), name }
     }
 }
 
-/// Is this loop device attached to anything?
-pub fn attached(kernel_name: &str) -> bool {
-    Path::new("/sys/block").join(kernel_name).join("loop").exists()
+/// One image on one loop device, for as long as it is on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    /// "loop3"
+    pub name: String,
+    /// the device's `diskseq`, new with every image (Linux 5.15; empty before)
+    pub sequence: String,
+}
+
+impl Attachment {
+    /// Is the device still attached to this very image? Others may have taken it in the meantime.
+    pub fn lasts(&self) -> bool {
+        Path::new("/sys/block").join(&self.name).join("loop").exists() && sequence(&self.name) == self.sequence
+    }
+}
+
+fn sequence(name: &str) -> String {
+    fs::read_to_string(Path::new("/sys/block").join(name).join("diskseq")).unwrap_or_default().trim().to_owned()
 }
 
 /// Makes a sparse image of `mib` MiB with an ext4 on it.
@@ -243,7 +259,7 @@ mod tests {
 ";
         let found = Mounted::find(text, Path::new("/srv")).expect("mounted");
         assert_eq!(found, Mounted { major: 7, minor: 3, source: "/dev/loop3".into() });
-        assert_eq!((found.is_loop(), found.kernel_name()), (true, "loop3"));
+        assert_eq!((found.is_loop(), found.attachment().name.as_str()), (true, "loop3"));
         assert!(!Mounted::find(text, Path::new("/")).expect("mounted").is_loop());
         assert_eq!(Mounted::find(text, Path::new("/mnt")), None);
     }

@@ -2,6 +2,7 @@
 //! whatever happened inside.
 
 use std::{
+    collections::BTreeSet,
     env,
     fs::{self, File},
     io::{BufRead, BufReader},
@@ -27,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     Failure,
     command::{output, succeed, wait},
-    disk,
+    disk::{self, Attachment},
     ledger::now,
     stage,
 };
@@ -155,7 +156,7 @@ struct Made {
     mounts: Vec<PathBuf>,
     /// descriptors on what gets frozen, outermost first
     frozen: Vec<File>,
-    loops: Vec<String>,
+    loops: Vec<Attachment>,
     stage: Option<Child>,
 }
 
@@ -174,7 +175,9 @@ fn show(program: &Path, interrupted: &AtomicBool) -> Result<ExitCode, Failure> {
     let ended = made.run_stage(&bin, interrupted);
     let told = |file| fs::read_to_string(made.work.path().join(file)).unwrap_or_default();
     let (count, loops) = (told(stage::COUNT), told(stage::LOOPS));
-    made.loops.extend(loops.lines().map(str::to_owned));
+    let copies = loops.lines().filter_map(|l| l.split_once(' '));
+    made.loops
+        .extend(copies.map(|(name, sequence)| Attachment { name: name.to_owned(), sequence: sequence.to_owned() }));
     let (devices, left) = made.take_away();
     let mut count = count.split_whitespace().filter_map(|n| n.parse::<usize>().ok());
     let Some(0) = ended? else {
@@ -183,7 +186,7 @@ fn show(program: &Path, interrupted: &AtomicBool) -> Result<ExitCode, Failure> {
         }
         return Ok(ExitCode::FAILURE);
     };
-    let sentence = format!("nothing is left behind: no mount, no process, none of {} attached", devices.join(" "));
+    let sentence = format!("nothing is left behind: no mount, no process, no image on {}", devices.join(" "));
     println!("  {}  {sentence}", if left.is_empty() { "true  " } else { "NOT SO" });
     if !left.is_empty() {
         return Err(format!("clean up: {}", left.join(", ")).into());
@@ -218,7 +221,7 @@ impl Made {
     fn mount(&mut self, image: &Path, on: &Path) -> Result<(), Failure> {
         let mounted = disk::mount(image, on, "rw,noatime")?;
         self.mounts.push(on.to_owned());
-        self.loops.push(mounted.kernel_name().to_owned());
+        self.loops.push(mounted.attachment());
         Ok(())
     }
 
@@ -247,7 +250,8 @@ impl Made {
     /// Takes everything away, and says which loop devices there were and what could not be taken away.
     fn take_away(mut self) -> (Vec<String>, Vec<String>) {
         let left = self.undo();
-        (std::mem::take(&mut self.loops), left)
+        let names = self.loops.iter().map(|l| l.name.clone()).collect::<BTreeSet<_>>();
+        (names.into_iter().collect(), left)
     }
 
     fn undo(&mut self) -> Vec<String> {
@@ -270,9 +274,9 @@ impl Made {
             }
         }
         // A loop device detaches itself when its last user is gone.
-        while self.loops.iter().any(|l| disk::attached(l)) {
+        while self.loops.iter().any(Attachment::lasts) {
             if now() > until {
-                left.extend(self.loops.iter().filter(|l| disk::attached(l)).cloned());
+                left.extend(self.loops.iter().filter(|l| l.lasts()).map(|l| l.name.clone()));
                 break;
             }
             thread::sleep(Duration::from_millis(20));

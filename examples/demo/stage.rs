@@ -27,7 +27,7 @@ use crate::{
 
 /// Below the working directory: how many claims were made, and how many of them are not so.
 pub const COUNT: &str = "count";
-/// Below the working directory: the loop devices of the copies, one a line.
+/// Below the working directory: the loop devices of the copies with their `diskseq`, one a line.
 pub const LOOPS: &str = "loops";
 
 const DATA: &str = "/srv";
@@ -319,7 +319,8 @@ fn open(work: &Path, which: &str, cut: &Cut, told: &[Told], holdstill: &Path) ->
     fs::create_dir(&on)?;
     let note = |m: &Mounted| -> Result<(), Failure> {
         let mut loops = OpenOptions::new().create(true).append(true).open(work.join(LOOPS))?;
-        Ok(writeln!(loops, "{}", m.kernel_name())?)
+        let attached = m.attachment();
+        Ok(writeln!(loops, "{} {}", attached.name, attached.sequence)?)
     };
     // first as it was cut, its journal not replayed: that is what the receipt testifies about
     note(&disk::mount(&cut.image, &on, "ro,noload")?)?;
@@ -391,12 +392,12 @@ fn pauses(told: &[Told], hold: &Hold, without: &Cut) -> Table {
         table.row(one.stream.to_string(), felt(at_cut), felt(at_hold));
     }
     table.row(
-        "of which the demo's storage stood still",
+        "the storage stood still for the copy: at most",
         ms(without.ended - without.began),
         ms(hold.cut.ended - hold.cut.began),
     );
     let held = agent::duration(&hold.thawed, "held_took");
-    table.row("and holdstill held the machine still", "-", held.map_or("it does not say".to_owned(), ms));
+    table.row("holdstill held the machine still", "-", held.map_or("it does not say".to_owned(), ms));
     table
 }
 
@@ -504,7 +505,7 @@ fn claim_the_transactions(claims: &mut Claims, told: &[Told], hold: &Hold, witho
     };
     let (at_cut, at_hold) = lost(Durability::Full);
     claims.claim(
-        "durable databases lost no acknowledged transaction either way: for them a hold is about less recovery and a proof",
+        "durable databases lost no acknowledged transaction either way; what the hold adds for them is a copy with a proof",
         at_cut == 0 && at_hold == 0,
     );
     let (at_cut, at_hold) = lost(Durability::Relaxed);
