@@ -29,7 +29,7 @@ pub mod telemetry;
 pub mod warden;
 
 /// The contract with callers, generated from `proto/holdstill/v1/holdstill.proto`.
-#[expect(clippy::all, clippy::pedantic, reason = "generated code")]
+#[expect(clippy::all, clippy::pedantic, clippy::allow_attributes, reason = "generated code")]
 pub mod proto {
     tonic::include_proto!("holdstill.v1");
 

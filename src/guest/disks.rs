@@ -20,6 +20,18 @@ use super::{
     sysfs,
 };
 
+/// Bytes written to each block device since boot, from /proc/diskstats (`Documentation/admin-guide/iostats.rst`: field 7
+/// is sectors of 512 bytes).
+pub fn written(root: &Path) -> BTreeMap<Dev, u64> {
+    let text = fs::read_to_string(root.join("proc/diskstats")).unwrap_or_default();
+    let line = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let dev = Dev { major: fields.first()?.parse().ok()?, minor: fields.get(1)?.parse().ok()? };
+        Some((dev, fields.get(9)?.parse::<u64>().ok()? * 512))
+    };
+    text.lines().filter_map(line).collect()
+}
+
 /// Something that could not be followed, for people: it costs an edge, and so perhaps the right order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {

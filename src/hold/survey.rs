@@ -33,8 +33,10 @@ const TOUCH_LIMIT: Duration = Duration::from_secs(2);
 /// A database that takes longer to let us in would make us wait later, too.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// A task blocked on a target for the whole of this would make a freeze wait for it.
-const BLOCKED_FOR: Duration = Duration::from_secs(2);
+/// A task blocked for the whole of these together, two seconds, would make a freeze wait for it. Looked at in between,
+/// so that on a busy but healthy machine, where everybody moves, two looks are enough.
+const BLOCKED_FOR: [Duration; 4] =
+    [Duration::from_millis(30), Duration::from_millis(220), Duration::from_millis(750), Duration::from_secs(1)];
 
 /// What does not change while the daemon runs.
 #[derive(Debug, Clone)]
@@ -152,7 +154,7 @@ pub async fn survey(
     let file_systems = std::mem::take(&mut survey.plan.steps);
     survey.steps.extend(file_systems);
     survey.preflight(settings, surroundings, spec).await;
-    survey.note_configuration(settings);
+    survey.note_surroundings(settings, surroundings);
     if spec.capture_mode() == proto::CaptureMode::LogsAfterThaw {
         let refusal = Refusal::new(
             RefusalKind::FailedPrecondition,
@@ -308,22 +310,7 @@ impl Survey {
         let root = surroundings.root.clone();
         let guest = self.guest.clone();
         let targets = preflight::targets(&guest, &self.frozen());
-        let Some(first) = in_a_thread(READ_LIMIT, {
-            let root = root.clone();
-            move || tasks::blocked_tasks(&root)
-        })
-        .await
-        else {
-            return;
-        };
-        let blocked = if first.is_empty() {
-            Vec::new()
-        } else {
-            tokio::time::sleep(BLOCKED_FOR).await;
-            let root = root.clone();
-            let second = in_a_thread(READ_LIMIT, move || tasks::blocked_tasks(&root)).await.unwrap_or_default();
-            tasks::blocked_throughout(&first, &second)
-        };
+        let blocked = blocked_throughout(&root).await;
         let findings = in_a_thread(READ_LIMIT, move || {
             let facts = preflight::Facts { blocked, ..preflight::read(&root, &guest) };
             preflight::findings(&facts, max_hold + quiesce, &targets)
@@ -344,8 +331,16 @@ impl Survey {
         }
     }
 
-    /// What the configuration names and the guest does not have.
-    fn note_configuration(&mut self, settings: &Settings) {
+    /// What the configuration names and the guest does not have, and where we are that people may not expect.
+    fn note_surroundings(&mut self, settings: &Settings, surroundings: &Surroundings) {
+        let namespace = |of: &str| fs::read_link(surroundings.root.join("proc").join(of).join("ns/mnt")).ok();
+        if let (Some(own), Some(first)) = (namespace("self"), namespace("1"))
+            && own != first
+        {
+            let message = "the daemon is in a mount namespace of its own: paths are as it sees them";
+            let hint = "remove PrivateTmp=, ProtectSystem= and the like from its unit";
+            self.problems.push(problem(Severity::Note, "OWN_MOUNT_NAMESPACE", "", message, hint));
+        }
         for mount in transient::unmatched(&self.guest.superblocks, &settings.transient.mounts) {
             let message = format!("{} in [transient] mounts is not a mount point", mount.display());
             let hint = "correct it, or remove it if that disk is gone";
@@ -420,6 +415,23 @@ fn database_step(target: &Target) -> proto::Step {
     step.set_kind(StepKind::Database);
     step.required = target.required;
     step
+}
+
+/// Tasks in uninterruptible sleep that did not move for two seconds.
+async fn blocked_throughout(root: &Path) -> Vec<tasks::BlockedTask> {
+    let look = || {
+        let root = root.to_owned();
+        in_a_thread(READ_LIMIT, move || tasks::blocked_tasks(&root))
+    };
+    let mut blocked = look().await.unwrap_or_default();
+    for pause in BLOCKED_FOR {
+        if blocked.is_empty() {
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        blocked = tasks::blocked_throughout(&blocked, &look().await.unwrap_or_default());
+    }
+    blocked
 }
 
 async fn read_guest(root: &Path) -> Result<Guest, Refusal> {

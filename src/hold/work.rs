@@ -17,7 +17,8 @@ use super::{
 use crate::{
     config::Settings,
     failpoint,
-    proto::{self, Claim, Consistency, ReleaseReason, Severity, StepOutcome},
+    guest::{Dev, disks},
+    proto::{self, Claim, Consistency, ReleaseReason, Severity, StepKind, StepOutcome},
     step::{
         database::{Proof, Session},
         filesystem::{Preflush, preflush},
@@ -27,6 +28,7 @@ use crate::{
     warden::{
         self, FreezeError, Lost, PrepareError, Thawed,
         client::{BeginError, Warden},
+        rcu,
     },
 };
 
@@ -169,6 +171,8 @@ pub struct Work<'a> {
     records: Records,
     /// step name per warden target
     names: Vec<String>,
+    /// the block devices each target is mounted from
+    devices: Vec<Vec<Dev>>,
     levels: Vec<Vec<usize>>,
     achieved: Achieved,
     /// all file systems froze
@@ -196,6 +200,7 @@ impl<'a> Work<'a> {
             databases: Vec::new(),
             records: Records::default(),
             names: Vec::new(),
+            devices: Vec::new(),
             levels: Vec::new(),
             achieved: Achieved::default(),
             frozen: false,
@@ -279,6 +284,7 @@ impl<'a> Work<'a> {
                     .find(|s| is_filesystem(s, superblock.dev))
                     .map_or_else(|| format!("fs:{}", open_at.path.display()), |s| s.name.clone()),
             );
+            self.devices.push(guest.disks.members(superblock.dev));
             let receipt = planned.freeze.then(|| self.records.prepare(&report, superblock, &facts)).flatten();
             Some(warden::Target {
                 dev: superblock.dev,
@@ -357,8 +363,25 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Writes dirty pages back before anyone waits, until one more round would gain nothing.
+    /// Writes dirty pages back before anyone waits, and notes how much that was.
     async fn preflush(&mut self, until: Instant) -> Result<(), End> {
+        let before = disks::written(&self.surroundings.root);
+        let result = self.flush_rounds(until).await;
+        let after = disks::written(&self.surroundings.root);
+        for (name, devices) in self.names.iter().zip(&self.devices) {
+            let count = |written: &BTreeMap<Dev, u64>| devices.iter().filter_map(|dev| written.get(dev)).sum::<u64>();
+            let flushed = count(&after).saturating_sub(count(&before));
+            self.publisher.step(name, |step| {
+                if let Some(proto::step::Detail::Filesystem(fs)) = step.detail.as_mut() {
+                    fs.flushed_bytes = flushed;
+                }
+            });
+        }
+        result
+    }
+
+    /// Rounds of writing back, until one more would gain nothing.
+    async fn flush_rounds(&mut self, until: Instant) -> Result<(), End> {
         let begun = Instant::now();
         let budget = until.saturating_duration_since(begun);
         let mut rounds: Vec<Vec<Duration>> = vec![Vec::new(); self.names.len()];
@@ -487,6 +510,7 @@ impl<'a> Work<'a> {
         let receipts = self.records.update(&report);
         let left = until.saturating_duration_since(Instant::now());
         self.undos.push(Undo::Filesystems);
+        self.note_tunable();
         failpoint::reached("freezing").await;
         crate::telemetry::frozen(true);
         let froze = self
@@ -514,6 +538,19 @@ impl<'a> Work<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The warden raises it just before the first FIFREEZE and restores it when the last one returned.
+    fn note_tunable(&self) {
+        if !self.settings.filesystems.expedite_rcu {
+            return;
+        }
+        let why_not = rcu::why_not(&self.surroundings.root);
+        self.publisher.step("tunable:rcu_expedited", |step| {
+            step.set_kind(StepKind::Tunable);
+            step.set_outcome(if why_not.is_some() { StepOutcome::Skipped } else { StepOutcome::Undone });
+            step.reason = why_not.unwrap_or("set while file systems froze, and restored").into();
+        });
     }
 
     /// Right after the last FIFREEZE: a session that ended before it did not hold through it.
@@ -867,7 +904,7 @@ impl Held {
 const STUCK_HINT: &str = "nobody can cancel a freeze inside the kernel: stop what blocks it (a btrfs scrub or balance: \
                           `btrfs scrub cancel`; a loop device: thaw the file system its file lies on)";
 
-fn is_filesystem(step: &proto::Step, dev: crate::guest::Dev) -> bool {
+fn is_filesystem(step: &proto::Step, dev: Dev) -> bool {
     match &step.detail {
         Some(proto::step::Detail::Filesystem(fs)) => fs.major == dev.major && fs.minor == dev.minor,
         Some(proto::step::Detail::Database(_) | proto::step::Detail::Hook(_)) | None => false,

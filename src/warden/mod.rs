@@ -19,7 +19,7 @@ pub mod marker;
 pub(crate) mod papers;
 mod protocol;
 mod pulse;
-pub(crate) mod rcu;
+pub mod rcu;
 pub mod run;
 mod sentinel;
 pub(crate) mod takeover;

@@ -16,6 +16,17 @@ pub(crate) fn forbidden(root: &Path) -> bool {
         || !read("sys/devices/system/cpu/isolated").is_empty()
 }
 
+/// Why it would not be raised now; `None`: it would. For reports; [`raise`] decides for itself.
+pub fn why_not(root: &Path) -> Option<&'static str> {
+    let expedited = fs::read_to_string(root.join(EXPEDITED)).map(|value| value.trim() == "1");
+    match expedited {
+        Err(_) => Some("this kernel has no such tunable"),
+        Ok(true) => Some("already set, by somebody else"),
+        Ok(false) if forbidden(root) => Some("rcu_normal, real-time or isolated CPUs forbid it"),
+        Ok(false) => None,
+    }
+}
+
 /// Sets it, remembering first that we did. Not if it is set already: then it is not ours to clear.
 pub(crate) fn raise(root: &Path, marker: &Marker) {
     let path = root.join(EXPEDITED);
