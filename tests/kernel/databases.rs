@@ -1,6 +1,6 @@
 //! Real PostgreSQL and MariaDB servers whose data directories freeze under them.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::Path, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -48,7 +48,7 @@ fn database(lab: &Lab, engine: Engine, durability: Durability) -> Held<'_> {
 }
 
 /// The ledger's rows in a copy of the disk, recovered by a second server.
-fn rows_in(lab: &Lab, engine: Engine, copy: &PathBuf) -> u64 {
+fn rows_in(lab: &Lab, engine: Engine, copy: &Path) -> u64 {
     let copied = lab.mount_copy(Type::Ext4, copy);
     let recovered = lab.serve(engine, &copied.mount.join("data"), Durability::Full);
     let rows = recovered.ledger_rows();

@@ -170,6 +170,8 @@ fn scene<'lab>(
     disks: Vec<Fs<'lab>>,
 ) -> Scene<'lab> {
     let hook_log = lab.memory_dir("hooks").join("log");
+    // whoever stops inside the kernel's freeze is waited for that long
+    let setup = setup.set("hold.quiesce", "3s");
     setup.hook("10-noted", &format!("echo $1 >> {}", hook_log.display()));
     Scene { lab, setup, hook_log, writers, server, _disks: disks }
 }

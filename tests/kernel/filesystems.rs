@@ -222,7 +222,7 @@ fn a_file_system_mounted_only_in_another_namespace_is_held(lab: &Lab) {
     drop((daemon, progress));
     signal(keeper_pid, nix::sys::signal::Signal::SIGKILL);
     keeper.wait().expect("it was killed");
-    there.is_unmounted();
+    there.forget_mount();
 }
 
 fn globs_choose_and_exclusions_win(lab: &Lab) {

@@ -185,7 +185,7 @@ impl Fs<'_> {
     }
 
     /// A fact has unmounted it itself: there is nothing left to unmount.
-    pub fn is_unmounted(mut self) {
+    pub fn forget_mount(mut self) {
         self.mounted = false;
     }
 
