@@ -120,7 +120,6 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
     }));
     let _ = sys::notify::ready("idle: holds are accepted");
     tracing::info!(socket = %settings.listen.unix.display(), "ready");
-    sys::memory::shed();
 
     let result = tokio::select! {
         ended = driving => ended.map_err(|_| Error::DriverLost),

@@ -34,6 +34,8 @@ use crate::{
 
 /// How long a warden that could not be replaced is left alone before the next try.
 const WARDEN_RETRY: Duration = Duration::from_secs(5);
+/// After so much idleness memory is given back, once.
+const SETTLED: Duration = Duration::from_secs(1);
 /// The driver's own deadline lies this far behind the warden's: it acts only if the warden did not.
 const DEADLINE_SLACK: Duration = Duration::from_millis(500);
 
@@ -93,13 +95,23 @@ impl Driver {
 
     /// Acts until a shutdown was asked for, and nothing is held.
     pub async fn run(mut self) {
+        let mut shed = Some(Instant::now() + SETTLED);
         loop {
             let retry = Instant::now() + WARDEN_RETRY;
             let next = tokio::select! {
                 ask = self.asks.recv() => match ask {
-                    Some(ask) => self.idle(ask).await,
+                    Some(ask) => {
+                        let next = self.idle(ask).await;
+                        shed = Some(Instant::now() + SETTLED);
+                        next
+                    }
                     None => return,
                 },
+                () = sleep_until(shed.unwrap_or(retry)), if shed.is_some() => {
+                    crate::sys::memory::shed();
+                    shed = None;
+                    Next::Idle
+                }
                 event = self.events.recv(), if self.warden.is_some() => {
                     if matches!(event, None | Some(Event::WardenLost)) {
                         self.replace_warden().await;
@@ -233,7 +245,6 @@ impl Driver {
         if lost {
             self.replace_warden().await;
         }
-        crate::sys::memory::shed();
         if stopping.is_empty() { Next::Idle } else { Next::Stop(stopping) }
     }
 

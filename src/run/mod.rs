@@ -119,7 +119,7 @@ async fn held(daemon: &Daemon, args: &cli::Run) -> Result<Ran, NotRun> {
     // from here on until the release nothing is written anywhere
     let id = args.spec.id.clone().unwrap_or_default();
     let limit = daemon.patience_for(&spec);
-    let lease = tokio::select! {
+    let mut lease = tokio::select! {
         lease = connect::lease(&mut client, id, spec, limit) => lease?,
         signal = signals.next() => return Err(interrupted(signal).into()),
     };
@@ -132,8 +132,10 @@ async fn held(daemon: &Daemon, args: &cli::Run) -> Result<Ran, NotRun> {
         let _ = thaw(&mut client, &id).await;
         return Err(NotRun { status: RUN_NOT_EXECUTABLE, failure: Box::new(failure) });
     }
-    let ended = watched(pid, &mut end, lease, &mut signals).await;
+    let ended = watched(pid, &mut end, &mut lease, &mut signals).await;
     let released = thaw(&mut client, &id).await;
+    // not a moment before the thaw is answered: a lease that ends first is a caller that is gone
+    drop(lease);
     Ok(Ran { ended, released, output, stage })
 }
 
@@ -419,7 +421,7 @@ impl Signals {
 async fn watched(
     pid: nix::unistd::Pid,
     end: &mut oneshot::Receiver<Ended>,
-    mut lease: Lease,
+    lease: &mut Lease,
     signals: &mut Signals,
 ) -> Ended {
     /// Nobody answered for it: it was killed and is stuck in the kernel.
