@@ -173,7 +173,7 @@ pub struct Extend {
 #[command(
     after_help = "The command sees every held file system through a private overlay in memory, so it cannot block on what is \
                   held; what it writes there vanishes, except what --keep names. Its input is empty; what it prints appears \
-                  after the release. HOLDSTILL_HOLD_ID is set to the id of the hold.\n\n\
+                  after the release. HOLDSTILL_ID is set to the id of the hold.\n\n\
                   Exit status: the command's own if the hold was unbroken (128+N if signal N ended it); 124 the hold was \
                   broken; 125 anything that kept holdstill from holding, or a --keep file that could not be kept; 126 the \
                   command is not executable; 127 it was not found."

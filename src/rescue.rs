@@ -381,6 +381,11 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
         ("HOLDSTILL_PHASE", "thaw".to_owned()),
         ("HOLDSTILL_ID", marker.hold_id()),
         ("HOLDSTILL_REASON", "daemon_lost".to_owned()),
+        // what only the daemon knew; set all the same, for scripts with `set -u`
+        ("HOLDSTILL_LABEL", String::new()),
+        ("HOLDSTILL_REQUIRE", String::new()),
+        ("HOLDSTILL_MOUNTS", String::new()),
+        ("HOLDSTILL_MAX_HOLD_SECONDS", "0".to_owned()),
     ];
     let mut all: BTreeMap<String, String> = defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     all.extend(environment.clone());

@@ -215,14 +215,8 @@ fn rehearse_holds_under_a_lease_and_lets_go_at_once() {
 #[test]
 fn run_passes_on_the_commands_status_and_prints_its_output_after_the_release() {
     let daemon = Fake::default().start();
-    let output = daemon.run(&[
-        "run",
-        "--no-overlay",
-        "--",
-        "sh",
-        "-c",
-        "echo out $HOLDSTILL_HOLD_ID; echo err >&2; read x; exit 7",
-    ]);
+    let output =
+        daemon.run(&["run", "--no-overlay", "--", "sh", "-c", "echo out $HOLDSTILL_ID; echo err >&2; read x; exit 7"]);
     assert_eq!((code(&output), out(&output).as_str()), (7, "out h1\n"));
     assert!(err(&output).starts_with("err\nholdstill: unbroken: "), "{}", err(&output));
     assert_eq!(daemon.asked(), ["check", "hold ", "thaw h1"]);

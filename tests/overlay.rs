@@ -223,7 +223,7 @@ fn inner() {
 /// The command: it must not notice anything.
 fn writer() {
     assert_eq!(env::current_dir().expect("known"), Path::new("/root"));
-    assert_eq!(env::var("HOLDSTILL_HOLD_ID").as_deref(), Ok("h1"));
+    assert_eq!(env::var("HOLDSTILL_ID").as_deref(), Ok("h1"));
     assert_eq!(fs::read_to_string("/root/existing").expect("readable"), "before");
     let database = rusqlite::Connection::open("/root/state.db").expect("opens");
     let mode: String = database.query_row("PRAGMA journal_mode=WAL", [], |row| row.get(0)).expect("answers");

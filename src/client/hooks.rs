@@ -194,7 +194,11 @@ async fn test(listing: &hook::Listing, name: Option<&str>) -> Result<Answer, Fai
             Failure::local(RefusalKind::NotFound, "HOOK_UNUSABLE", message).hint("`holdstill hooks list` shows them")
         );
     }
-    let mut environment = BTreeMap::from([("HOLDSTILL_HOLD_ID".to_owned(), "test".to_owned())]);
+    // everything a hold sets, so that a script with `set -u` fails here or nowhere
+    let mut environment: BTreeMap<String, String> =
+        ["LABEL", "REQUIRE", "MOUNTS"].map(|name| (format!("HOLDSTILL_{name}"), String::new())).into();
+    environment.insert("HOLDSTILL_ID".to_owned(), "test".to_owned());
+    environment.insert("HOLDSTILL_MAX_HOLD_SECONDS".to_owned(), "0".to_owned());
     let mut tried = Vec::new();
     let mut started: Vec<&Hook> = Vec::new();
     'all: for phase in [Phase::Prepare, Phase::Freeze] {
@@ -212,6 +216,7 @@ async fn test(listing: &hook::Listing, name: Option<&str>) -> Result<Answer, Fai
         }
     }
     environment.insert("HOLDSTILL_PHASE".to_owned(), phase_text(Phase::Thaw).to_owned());
+    environment.insert("HOLDSTILL_REASON".to_owned(), "asked".to_owned());
     for hook in started.iter().rev() {
         tried.push(Tried::new(hook, Phase::Thaw, hook::run(hook, Phase::Thaw, &environment).await));
     }

@@ -60,10 +60,12 @@ pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
         table.push_str(&show::steps_and_gaps(&report));
     }
     let sentence = match found.sector.state {
-        receipt::State::Frozen => "this disk says frozen: as a copy, it was cut while it was held",
-        receipt::State::Released => "this disk says released: as a copy, it was cut after the hold",
-        receipt::State::Prepared => "this disk says prepared: as a copy, it was cut before all was held",
-        receipt::State::Aborted => "this disk says aborted: that hold failed before all was held",
+        receipt::State::Frozen => "frozen: a copy that says so was cut while it was held",
+        receipt::State::Released => "released: a copy that says so was cut after that hold",
+        receipt::State::Prepared => "prepared: a copy that says so was cut before all was held",
+        receipt::State::Aborted => {
+            "aborted: that hold failed before all was held; a copy that says so was cut after it"
+        }
     };
     Ok(Answer {
         document: json!({

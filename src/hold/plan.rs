@@ -245,7 +245,7 @@ impl<'a> Scope<'a> {
             }
         }
         for pattern in &scope.narrowed {
-            let outside = |s: &&Superblock| matches(pattern, s) && !scope.is_configured(s);
+            let outside = |s: &&Superblock| scope.means(std::slice::from_ref(pattern), s) && !scope.is_configured(s);
             if let Some(superblock) = inputs.superblocks.iter().find(outside) {
                 return Err(Refusal::new(
                     RefusalKind::FailedPrecondition,
@@ -263,7 +263,16 @@ impl<'a> Scope<'a> {
 
     fn is_configured(&self, superblock: &Superblock) -> bool {
         let lists = self.inputs.filesystems;
-        (lists.include.is_empty() || any(&lists.include, superblock)) && !any(&lists.exclude, superblock)
+        (lists.include.is_empty() || self.means(&lists.include, superblock)) && !any(&lists.exclude, superblock)
+    }
+
+    /// Does one of the patterns mean this file system? Paths are those of the daemon's own mount namespace; a file
+    /// system of another one is meant only by a pattern that means nothing here, or a container's /srv would be held
+    /// because ours was asked for.
+    fn means(&self, patterns: &[Pattern], superblock: &Superblock) -> bool {
+        let ours =
+            |pattern: &Pattern| self.inputs.superblocks.iter().any(|s| s.namespace.is_none() && matches(pattern, s));
+        patterns.iter().any(|p| matches(p, superblock) && (superblock.namespace.is_none() || !ours(p)))
     }
 
     fn is_excluded(&self, superblock: &Superblock) -> bool {
@@ -272,7 +281,7 @@ impl<'a> Scope<'a> {
 
     /// Named by hand, in the configuration or the request.
     fn is_named(&self, superblock: &Superblock) -> bool {
-        any(&self.inputs.filesystems.include, superblock) || any(&self.narrowed, superblock)
+        self.means(&self.inputs.filesystems.include, superblock) || self.means(&self.narrowed, superblock)
     }
 
     fn fate(&self, superblock: &Superblock) -> Fate {
@@ -299,7 +308,7 @@ impl<'a> Scope<'a> {
         if !self.is_configured(superblock) {
             return skip("not in [filesystems] include".into());
         }
-        if !self.narrowed.is_empty() && !any(&self.narrowed, superblock) {
+        if !self.narrowed.is_empty() && !self.means(&self.narrowed, superblock) {
             return skip("not among the mounts the request names".into());
         }
         if self.captured.as_ref().is_some_and(|c| !c.contains(&superblock.dev)) {
@@ -734,6 +743,18 @@ mod tests {
         world.spec.include_mounts = vec!["/srv".into()];
         let refusal = world.plan().unwrap_err();
         assert_eq!((refusal.kind, refusal.reason), (RefusalKind::NotFound, "MOUNT_NOT_FOUND"));
+    }
+
+    #[test]
+    fn asking_for_our_srv_does_not_hold_a_containers() {
+        let mut theirs = superblock(2, "/srv", "ext4", Kind::Freezable);
+        theirs.namespace = Some(77);
+        let mut world = World::new(vec![superblock(1, "/srv", "ext4", Kind::Freezable), theirs]);
+        world.filesystems.include = vec![Pattern::new("/srv").unwrap()];
+        let plan = world.plan().unwrap();
+        assert_eq!(plan.targets, [Planned { superblock: 0, freeze: true }]);
+        world.superblocks.remove(0);
+        assert_eq!(world.frozen(), ["/srv"], "named, and only there");
     }
 
     #[test]

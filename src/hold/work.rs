@@ -652,7 +652,9 @@ impl<'a> Work<'a> {
 
     /// What every hook is told.
     fn environment(&self, phase: hook::Phase, reason: Option<ReleaseReason>) -> BTreeMap<String, String> {
-        let mounts: Vec<&str> = self.names.iter().filter_map(|n| n.strip_prefix("fs:")).collect();
+        // those of other mount namespaces are no paths to a hook
+        let mounts: Vec<&str> =
+            self.names.iter().filter_map(|n| n.strip_prefix("fs:")).filter(|n| !n.contains("@pid")).collect();
         let mut environment = BTreeMap::from([
             ("HOLDSTILL_ID".into(), self.id.clone()),
             ("HOLDSTILL_PHASE".into(), phase.as_str().into()),

@@ -60,11 +60,27 @@ impl Stage {
         let Some((i, inside)) = overlay::within(&overlays, path) else { return Ok(Kept::AlreadySo) };
         let from = layers[i].join("upper").join(inside);
         match from.symlink_metadata() {
-            Ok(_) => copy(&from, path).map(Kept::Copied),
+            Ok(_) => {
+                make_parents(&from, path)?;
+                copy(&from, path).map(Kept::Copied)
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Kept::AlreadySo),
             Err(error) => Err(error),
         }
     }
+}
+
+/// Makes the directories above `to` that the command made above `from`, alike.
+fn make_parents(from: &Path, to: &Path) -> io::Result<()> {
+    let (Some(from), Some(to)) = (from.parent(), to.parent()) else { return Ok(()) };
+    if to.exists() {
+        return Ok(());
+    }
+    make_parents(from, to)?;
+    let metadata = from.metadata()?;
+    fs::create_dir(to)?;
+    chown(to, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(metadata.mode() & 0o7777))
 }
 
 /// Copies a file, link or directory with owner, mode and time; returns how many files.
@@ -147,6 +163,16 @@ mod tests {
     }
 
     #[test]
+    fn directories_the_command_made_above_it_are_made_alike() {
+        let (temp, stage, disk) = stage(&[(".config/cli/session", "new")]);
+        let made = temp.path().join("stage/0/upper/.config");
+        fs::set_permissions(made, fs::Permissions::from_mode(0o700)).expect("chmod");
+        assert_eq!(stage.keep(&disk.join(".config/cli")).expect("kept"), Kept::Copied(1));
+        assert_eq!(fs::read_to_string(disk.join(".config/cli/session")).expect("there"), "new");
+        assert_eq!(fs::metadata(disk.join(".config")).expect("there").mode() & 0o777, 0o700);
+    }
+
+    #[test]
     fn a_directory_is_kept_with_everything_written_in_it() {
         let (_temp, stage, disk) = stage(&[("a/b/c", "1"), ("a/d", "2")]);
         assert_eq!(stage.keep(&disk.join("a")).expect("kept"), Kept::Copied(2));
@@ -163,7 +189,8 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_kept_is_named() {
         let (_temp, stage, disk) = stage(&[("gone/log", "x")]);
-        let error = stage.keep(&disk.join("gone/log")).expect_err("its directory is not there");
+        fs::write(disk.join("gone"), "a file").expect("write");
+        let error = stage.keep(&disk.join("gone/log")).expect_err("its directory is a file");
         assert!(error.to_string().starts_with(&disk.join("gone/log").display().to_string()), "{error}");
     }
 }

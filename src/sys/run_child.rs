@@ -99,7 +99,7 @@ pub fn become_command(program: &OsStr, name: &OsStr, args: &[OsString], hold_id:
         close_on_exec_from(3)
     })();
     match prepared {
-        Ok(()) => Command::new(program).arg0(name).args(args).env("HOLDSTILL_HOLD_ID", hold_id).exec(),
+        Ok(()) => Command::new(program).arg0(name).args(args).env("HOLDSTILL_ID", hold_id).exec(),
         Err(error) => error,
     }
 }
