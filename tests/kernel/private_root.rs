@@ -150,10 +150,10 @@ fn run_runs_a_command_that_writes_everywhere_while_the_root_is_held(lab: &Lab) {
     run.args(&wrapper[1..]).args(["sh", "-c", shell, crate::lab::private_root::PROGRAM]);
     run.arg(daemon.socket()).arg(script);
     let answer = Running::start(lab, &mut run).finish_within(Duration::from_secs(40));
-    answer.exits(0);
+    let out = fs::read_to_string(root.outside("/root/out")).expect("it was redirected there");
+    assert_eq!(answer.code, Some(0), "the command said {out:?}; {answer:?}");
     let status = fs::read_to_string(held).expect("the command got that far");
     assert!(status.contains("\"held\""), "it did not run while all was held: {status}");
-    let out = fs::read_to_string(root.outside("/root/out")).expect("it was redirected there");
     assert_eq!(out.trim(), "2\ndone", "what the command printed appears after the release");
     assert!(writers[0].longest() >= Duration::from_millis(30), "nobody waited: was anything held?");
     // what it wrote has vanished, except what was to be kept
