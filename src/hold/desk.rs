@@ -9,13 +9,14 @@ use tokio::{
 };
 
 use super::{
-    Ask, Refusal, RefusalKind,
+    Ask, Refusal,
     admit::{self, Caps, Current, FreezeAdmission, ThawAdmission},
+    end::End,
     report::{Publisher, now, span},
-    work::{End, Work},
+    work::Work,
 };
 use crate::{
-    proto::{self, Phase, ReleaseReason},
+    proto::{self, Phase},
     sys::clock,
     warden::Event,
 };
@@ -300,41 +301,5 @@ fn on_event(event: Option<Event>) -> Option<End> {
         Some(Event::Deadline) => Some(End::deadline()),
         Some(Event::TimeJumped) => Some(End::time_jumped()),
         Some(Event::WardenLost) | None => Some(End::warden_lost()),
-    }
-}
-
-impl End {
-    /// What whoever still waits for a Freeze is told.
-    pub fn as_refusal(&self) -> Refusal {
-        if let Some(refusal) = &self.refusal {
-            return refusal.clone();
-        }
-        let (kind, reason, message) = match self.reason {
-            ReleaseReason::Asked => {
-                (RefusalKind::Aborted, "THAWED_MEANWHILE", "hold: a thaw was asked for before all was held")
-            }
-            ReleaseReason::CallerGone => {
-                (RefusalKind::Cancelled, "CALLER_GONE", "hold: every caller was gone before all was held")
-            }
-            ReleaseReason::Shutdown => {
-                (RefusalKind::Aborted, "SHUTDOWN", "hold: the daemon was told to stop before all was held")
-            }
-            ReleaseReason::TimeJumped => {
-                (RefusalKind::Aborted, "TIME_JUMPED", "hold: the guest was suspended before all was held")
-            }
-            ReleaseReason::WardenLost => {
-                (RefusalKind::Aborted, "WARDEN_LOST", "hold: the warden was lost before all was held")
-            }
-            ReleaseReason::DaemonLost => {
-                (RefusalKind::Aborted, "DAEMON_LOST", "hold: the daemon was lost before all was held")
-            }
-            ReleaseReason::Deadline => {
-                (RefusalKind::Aborted, "STEP_FAILED", "hold: the deadline passed before all was held")
-            }
-            ReleaseReason::StepFailed | ReleaseReason::Unspecified => {
-                (RefusalKind::Aborted, "STEP_FAILED", "hold: a step failed before all was held")
-            }
-        };
-        Refusal::new(kind, reason, message)
     }
 }

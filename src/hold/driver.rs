@@ -20,10 +20,11 @@ use super::{
     Ask, Handle, Refusal, RefusalKind,
     admit::{self, Caps, FreezeAdmission, ThawAdmission},
     desk::{Caller, Desk},
+    end::End,
     history,
     report::{Publisher, now, span},
     survey::Surroundings,
-    work::{End, Work},
+    work::Work,
 };
 use crate::{
     config::Settings,

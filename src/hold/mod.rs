@@ -10,6 +10,7 @@
 pub mod admit;
 pub mod desk;
 pub mod driver;
+pub mod end;
 pub mod history;
 pub mod plan;
 pub mod receipt;

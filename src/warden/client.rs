@@ -5,7 +5,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use tokio::{
 };
 
 use super::{
-    Event, FreezeError, Lost, PrepareError, Prepared, Target, Thawed,
+    Event, FreezeError, Lost, PrepareError, Prepared, Target, Thawed, entry,
     link::{Answers, Link, Packet},
     marker::{Deadline, Marker, Phase},
     protocol::{self, Answer, Ask, NotFrozen, Order, Plan, Refused, Task, Word},
@@ -264,6 +264,17 @@ impl Warden {
                 Err(FreezeError::TooSlow { indices, mounts, limit: freeze_limit })
             }
         }
+    }
+
+    /// Are all of these still frozen by us, and has nobody begun to let go? Asked right before a thaw that was asked for:
+    /// guardians let go by themselves when the warden is lost, and that may not have been heard yet.
+    pub fn still_held(&self, mut indices: impl Iterator<Item = usize>) -> bool {
+        let marker = &self.inner.marker;
+        marker.reason().is_none()
+            && indices.all(|index| {
+                let entry = marker.entry(index);
+                entry.state() == entry::State::Ours && entry.returned().load(Ordering::Acquire) == 0
+            })
     }
 
     /// Thaws everything of ours, outermost first; never fails, never waits for one that is stuck; works without a warden.

@@ -1,0 +1,150 @@
+//! What a hold does, phase by phase, and how it is undone. The driver runs these futures and may drop any of them at
+//! any point: whatever was started is on the undo stack before it acts.
+//!
+//! `prepare` (nobody waits) → `quiesce` (writers wait) → held → `release`; `hooks` are run from all three.
+
+mod hooks;
+mod prepare;
+mod quiesce;
+mod release;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::task::JoinHandle;
+
+use super::{admit, plan::Achieved, record::Records, report::Publisher, survey::Surroundings, undo::UndoStack};
+use crate::{
+    config::Settings,
+    guest::Dev,
+    proto::{self, Claim},
+    step::{
+        database::{self, Session},
+        hook::{self, Hook},
+    },
+    sys::process::Stop,
+    warden::{Lost, client::Warden},
+};
+
+const STUCK_HINT: &str = "nobody can cancel a freeze inside the kernel: stop what blocks it (a btrfs scrub or balance: \
+                          `btrfs scrub cancel`; a loop device: thaw the file system its file lies on)";
+
+/// How what was started is undone. Pushed before the step acts.
+enum Undo {
+    /// close sessions that hold nothing
+    Sessions,
+    /// last word in the receipts, then guardians and sentinels end
+    Guards,
+    /// its `thaw`, after the phase that may still be running has ended
+    Hook { index: usize, running: Option<RunningHook> },
+    /// prove and release, all in parallel
+    Databases,
+    /// thaw
+    Filesystems,
+}
+
+/// A hook's phase in progress, and how to end it early.
+struct RunningHook {
+    task: JoinHandle<Result<hook::Ran, hook::Error>>,
+    stop: Stop,
+}
+
+/// One database, and how far it got.
+struct Held {
+    step: String,
+    required: bool,
+    covered: bool,
+    session: Option<Session>,
+    /// a statement was sent and its answer not read: only closing the socket is safe
+    mid_statement: bool,
+    held: bool,
+    claim: Claim,
+}
+
+pub struct Work<'a> {
+    settings: Arc<Settings>,
+    surroundings: Arc<Surroundings>,
+    publisher: &'a Publisher,
+    warden: Warden,
+    id: String,
+    spec: proto::HoldSpec,
+    undos: UndoStack<Undo>,
+    hooks: Vec<Hook>,
+    databases: Vec<Held>,
+    records: Records,
+    /// step name per warden target
+    names: Vec<String>,
+    /// the block devices each target is mounted from
+    devices: Vec<Vec<Dev>>,
+    levels: Vec<Vec<usize>>,
+    achieved: Achieved,
+    /// all file systems froze
+    frozen: bool,
+}
+
+impl<'a> Work<'a> {
+    pub fn new(
+        settings: Arc<Settings>,
+        surroundings: Arc<Surroundings>,
+        publisher: &'a Publisher,
+        warden: Warden,
+        id: String,
+        spec: proto::HoldSpec,
+    ) -> Self {
+        Work {
+            settings,
+            surroundings,
+            publisher,
+            warden,
+            id,
+            spec,
+            undos: UndoStack::default(),
+            hooks: Vec::new(),
+            databases: Vec::new(),
+            records: Records::default(),
+            names: Vec::new(),
+            devices: Vec::new(),
+            levels: Vec::new(),
+            achieved: Achieved::default(),
+            frozen: false,
+        }
+    }
+
+    pub fn prepare_limit(&self) -> Duration {
+        admit::duration(self.spec.prepare_timeout.as_ref(), self.settings.hold.prepare)
+    }
+
+    pub fn quiesce_limit(&self) -> Duration {
+        admit::duration(self.spec.quiesce_timeout.as_ref(), self.settings.hold.quiesce)
+    }
+
+    pub fn max_hold(&self) -> Duration {
+        admit::duration(self.spec.max_hold.as_ref(), self.settings.hold.max)
+    }
+
+    /// # Errors
+    /// The warden is lost.
+    pub async fn arm(&self, from_now: Duration) -> Result<(), Lost> {
+        self.warden.arm(from_now).await
+    }
+}
+
+impl Held {
+    /// Runs statements on the session. Dropped in the middle, the session is never spoken to again.
+    async fn statement<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Session) -> Result<T, database::Error>,
+    ) -> Result<T, database::Error> {
+        let Some(session) = self.session.as_mut() else {
+            return Err(database::Error {
+                name: self.step.clone(),
+                what: "use the session",
+                why: "it is closed".into(),
+                hint: String::new(),
+            });
+        };
+        self.mid_statement = true;
+        let result = work(session).await;
+        self.mid_statement = false;
+        result
+    }
+}
