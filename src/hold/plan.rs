@@ -714,6 +714,8 @@ mod tests {
         assert_eq!(world.frozen(), ["/", "/mnt", "/srv"]);
         let plan = world.plan().unwrap();
         assert_eq!(plan.levels, vec![vec![2], vec![1], vec![0]], "inner, outer, then the root");
+        let steps: Vec<&str> = plan.steps.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(steps, ["fs:/srv", "fs:/mnt", "fs:/"], "steps stand in the order they run");
     }
 
     #[test]
