@@ -23,7 +23,7 @@ use super::{
     end::End,
     history,
     report::{Publisher, now, span},
-    survey::Surroundings,
+    survey::{Look, Surroundings},
     work::Work,
 };
 use crate::{
@@ -73,9 +73,14 @@ impl Driver {
         let surroundings = Arc::new(surroundings);
         let planner = {
             let (settings, surroundings) = (Arc::clone(&settings), Arc::clone(&surroundings));
+            let published = published.clone();
             let planner = move |spec| -> super::PlanFuture {
                 let (settings, surroundings) = (Arc::clone(&settings), Arc::clone(&surroundings));
-                Box::pin(async move { super::survey::check(&settings, &surroundings, spec).await })
+                let look = match published.standing().phase {
+                    Phase::Unspecified | Phase::Idle | Phase::Preparing | Phase::Prepared => Look::Everything,
+                    Phase::Quiescing | Phase::Held | Phase::Releasing => Look::WhileHeld,
+                };
+                Box::pin(async move { super::survey::check(&settings, &surroundings, spec, look).await })
             };
             Arc::new(planner)
         };

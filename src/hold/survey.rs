@@ -85,6 +85,14 @@ pub fn required(settings: &Settings, spec: &proto::HoldSpec) -> Consistency {
     settings.hold.require.max(spec.require())
 }
 
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    Everything,
+    /// something is held: no SQL then, and who waits for the hold is no sign of trouble
+    WhileHeld,
+}
+
 /// Answers `check`: everything a freeze would do and refuse for. Touches nothing.
 ///
 /// # Errors
@@ -93,12 +101,13 @@ pub async fn check(
     settings: &Settings,
     surroundings: &Surroundings,
     spec: proto::HoldSpec,
+    look: Look,
 ) -> Result<proto::CheckResponse, Refusal> {
     let mut report = proto::Report { label: spec.label.clone(), ..Default::default() };
     report.set_required(required(settings, &spec));
     let caps = Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
     caps.check(&spec)?;
-    let survey = survey(settings, surroundings, &spec).await?;
+    let survey = survey(settings, surroundings, &spec, look).await?;
     let reachable = if survey.refusals.iter().any(|r| r.reason == "NOTHING_TO_HOLD") {
         Consistency::None
     } else {
@@ -127,6 +136,7 @@ pub async fn survey(
     settings: &Settings,
     surroundings: &Surroundings,
     spec: &proto::HoldSpec,
+    look: Look,
 ) -> Result<Survey, Refusal> {
     let guest = read_guest(&surroundings.root).await?;
     let facts = gather(&guest, &surroundings.root, &settings.transient.mounts).await;
@@ -150,10 +160,22 @@ pub async fn survey(
         plan,
     };
     survey.list_hooks(settings).await;
-    survey.find_databases(settings, surroundings).await;
+    match look {
+        Look::Everything => survey.find_databases(settings, surroundings).await,
+        Look::WhileHeld => {
+            let message = "databases were not asked: a hold is in progress, and while held no database is spoken to";
+            survey.problems.push(problem(
+                Severity::Note,
+                "HOLD_IN_PROGRESS",
+                "",
+                message,
+                "check again after the thaw",
+            ));
+        }
+    }
     let file_systems = std::mem::take(&mut survey.plan.steps);
     survey.steps.extend(file_systems);
-    survey.preflight(settings, surroundings, spec).await;
+    survey.preflight(settings, surroundings, spec, look).await;
     survey.note_surroundings(settings, surroundings);
     if spec.capture_mode() == proto::CaptureMode::LogsAfterThaw {
         let refusal = Refusal::new(
@@ -304,13 +326,22 @@ impl Survey {
         frozen.map(|t| self.guest.superblocks[t.superblock].dev).collect()
     }
 
-    async fn preflight(&mut self, settings: &Settings, surroundings: &Surroundings, spec: &proto::HoldSpec) {
+    async fn preflight(
+        &mut self,
+        settings: &Settings,
+        surroundings: &Surroundings,
+        spec: &proto::HoldSpec,
+        look: Look,
+    ) {
         let max_hold = super::admit::duration(spec.max_hold.as_ref(), settings.hold.max);
         let quiesce = super::admit::duration(spec.quiesce_timeout.as_ref(), settings.hold.quiesce);
         let root = surroundings.root.clone();
         let guest = self.guest.clone();
         let targets = preflight::targets(&guest, &self.frozen());
-        let blocked = blocked_throughout(&root).await;
+        let blocked = match look {
+            Look::Everything => blocked_throughout(&root).await,
+            Look::WhileHeld => Vec::new(),
+        };
         let findings = in_a_thread(READ_LIMIT, move || {
             let facts = preflight::Facts { blocked, ..preflight::read(&root, &guest) };
             preflight::findings(&facts, max_hold + quiesce, &targets)

@@ -14,6 +14,7 @@ facts! {
     a_hook_killed_by_a_signal_is_a_failure,
     a_rehearsal_leaves_no_receipt,
     check_touches_nothing,
+    check_while_held_answers_and_says_what_it_did_not_ask,
 }
 
 fn while_held_not_one_write_gets_through_and_the_verdict_is_unbroken(lab: &Lab) {
@@ -128,6 +129,18 @@ fn a_rehearsal_leaves_no_receipt(lab: &Lab) {
     assert!(!fs.mount.join(".holdstill/receipt.json").exists(), "a rehearsal left a receipt");
     assert_eq!(daemon.phase(), "idle");
     writer.assert_writable_within(Duration::from_secs(2));
+}
+
+fn check_while_held_answers_and_says_what_it_did_not_ask(lab: &Lab) {
+    let fs = lab.fs(Type::Ext4);
+    let daemon = lab.daemon(&[&fs]).start();
+    daemon.freeze(&["--for", "10s"]);
+    let answer = daemon.cli(&["check"]);
+    answer.exits(0);
+    let problems = answer.json["plan"]["problems"].as_array().cloned().unwrap_or_default();
+    assert!(problems.iter().any(|p| p["code"] == "HOLD_IN_PROGRESS"), "{problems:#?}");
+    assert_eq!(daemon.phase(), "held");
+    assert_eq!(daemon.thaw()["verdict"], "unbroken");
 }
 
 fn check_touches_nothing(lab: &Lab) {

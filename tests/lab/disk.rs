@@ -246,7 +246,8 @@ pub fn sweep() -> io::Result<()> {
         let at = base.join("sweep");
         fs::create_dir_all(&at)?;
         // a frozen superblock pins its device; mounting the device again reaches that same superblock
-        let script = "mount -t auto \"$0\" \"$1\" && { fsfreeze -u \"$1\" 2>/dev/null; umount \"$1\"; }; losetup -d \"$0\"";
+        let script =
+            "mount -t auto \"$0\" \"$1\" && { fsfreeze -u \"$1\" 2>/dev/null; umount \"$1\"; }; losetup -d \"$0\"";
         let sweep = command("unshare").args(["-m", "sh", "-c", script]).arg(&device).arg(&at).spawn();
         if sweep.and_then(|mut c| finish(&mut c, LIMIT).ok_or_else(|| io::ErrorKind::TimedOut.into())).is_err() {
             eprintln!("{name} could not be let go");

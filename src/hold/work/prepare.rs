@@ -13,7 +13,7 @@ use crate::{
         end::End,
         plan::{Achieved, problem},
         record::Records,
-        survey::{self, Survey},
+        survey::{self, Look, Survey},
     },
     proto::{self, Claim, Consistency, Severity},
     step::{
@@ -31,7 +31,9 @@ impl Work<'_> {
     /// # Errors
     /// The [`End`] to release with.
     pub async fn prepare(&mut self, until: Instant) -> Result<(), End> {
-        let survey = survey::survey(&self.settings, &self.surroundings, &self.spec).await.map_err(End::refused)?;
+        let survey = survey::survey(&self.settings, &self.surroundings, &self.spec, Look::Everything)
+            .await
+            .map_err(End::refused)?;
         let targets = self.adopt(survey)?;
         self.guard(targets).await?;
         self.soften(until).await?;
