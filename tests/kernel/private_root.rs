@@ -137,6 +137,7 @@ fn run_runs_a_command_that_writes_everywhere_while_the_root_is_held(lab: &Lab) {
          mkdir -p /root/.config/cli && echo session > /root/.config/cli/session
          echo photographed > /mnt/ephemeral/note
          {} --socket {} --json status > {}
+         sleep 0.5 # as long as asking a cloud takes, and enough for a writer to be seen waiting
          echo done",
         crate::lab::private_root::PROGRAM,
         daemon.socket().display(),
