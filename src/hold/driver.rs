@@ -344,17 +344,6 @@ fn conclude(publisher: &Publisher, desk: &Desk, end: &End) -> proto::Report {
     }
     report.set_reason(end.reason);
     report.breaches.extend(end.breaches.iter().cloned());
-    let asked = match end.reason {
-        ReleaseReason::Asked => true,
-        ReleaseReason::Unspecified
-        | ReleaseReason::CallerGone
-        | ReleaseReason::Deadline
-        | ReleaseReason::StepFailed
-        | ReleaseReason::Shutdown
-        | ReleaseReason::DaemonLost
-        | ReleaseReason::WardenLost
-        | ReleaseReason::TimeJumped => false,
-    };
-    report.set_verdict(if asked && report.breaches.is_empty() { Verdict::Unbroken } else { Verdict::Broken });
+    report.set_verdict(end.verdict());
     report
 }

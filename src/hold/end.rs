@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Refusal, RefusalKind, plan::problem};
 use crate::{
-    proto::{self, ReleaseReason, Severity},
+    proto::{self, ReleaseReason, Severity, Verdict},
     warden::Lost,
 };
 
@@ -73,6 +73,22 @@ impl End {
     pub(super) fn failed(message: impl Into<String>, hint: impl Into<String>) -> End {
         let refusal = Refusal::new(RefusalKind::Aborted, "STEP_FAILED", message).hint(hint);
         End { refusal: Some(refusal), ..End::because(ReleaseReason::StepFailed) }
+    }
+
+    /// Of a hold that was held: unbroken only if somebody asked to let go and nothing speaks against it.
+    pub fn verdict(&self) -> Verdict {
+        let asked = match self.reason {
+            ReleaseReason::Asked => true,
+            ReleaseReason::Unspecified
+            | ReleaseReason::CallerGone
+            | ReleaseReason::Deadline
+            | ReleaseReason::StepFailed
+            | ReleaseReason::Shutdown
+            | ReleaseReason::DaemonLost
+            | ReleaseReason::WardenLost
+            | ReleaseReason::TimeJumped => false,
+        };
+        if asked && self.breaches.is_empty() { Verdict::Unbroken } else { Verdict::Broken }
     }
 
     /// Nobody had been made to wait.

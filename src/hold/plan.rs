@@ -180,7 +180,8 @@ impl Plan {
             let message = format!(
                 "{mount} is on a transient disk ({}): {} there will not be in the snapshot",
                 facts.disk,
-                bytes(facts.used_bytes)
+                // zero is "nobody could say": no file system is that empty
+                if facts.used_bytes == 0 { "what lies".into() } else { bytes(facts.used_bytes) }
             );
             let hint = "move what must survive to a durable disk, or copy it before the snapshot";
             if inputs.policy == TransientPolicy::Refuse {

@@ -2,7 +2,7 @@
 //! databases, make the plan, judge what can be reached. `check` stops here; a hold goes on with what it found.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -227,7 +227,12 @@ impl Survey {
         let mut running = Vec::new();
         if settings.databases.discover {
             let root = surroundings.root.clone();
-            let found = in_a_thread(READ_LIMIT, move || databases::read(&root)).await.unwrap_or_default();
+            let found = in_a_thread(READ_LIMIT, move || databases::read(&root)).await.unwrap_or_else(|| {
+                // nothing found is not nothing there
+                self.expected.capped = true;
+                self.unread("DISCOVERY_INCOMPLETE", "look for databases");
+                databases::Found::default()
+            });
             for socket in found.sockets {
                 let Some(engine) = spoken(socket.engine) else { continue };
                 let target = Target::discovered(engine, socket.path);
@@ -261,6 +266,12 @@ impl Survey {
             let hint = "configure it as a [[database]], or bring it to a consistent point with a hook";
             self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
         }
+    }
+
+    /// Something could not be looked at in time; that is said, never taken for "there is nothing".
+    fn unread(&mut self, code: &str, what: &str) {
+        let message = format!("{what}: /proc did not answer within {READ_LIMIT:?}");
+        self.problems.push(problem(Severity::Warning, code, "", &message, "see the kernel log for what is stuck"));
     }
 
     fn is_connected(&self, pid: i32) -> bool {
@@ -340,14 +351,17 @@ impl Survey {
         let targets = preflight::targets(&guest, &self.frozen());
         let blocked = match look {
             Look::Everything => blocked_throughout(&root).await,
-            Look::WhileHeld => Vec::new(),
+            Look::WhileHeld => Some(Vec::new()),
         };
+        let Some(blocked) = blocked else { return self.unread("PREFLIGHT_INCOMPLETE", "look for blocked tasks") };
         let findings = in_a_thread(READ_LIMIT, move || {
             let facts = preflight::Facts { blocked, ..preflight::read(&root, &guest) };
             preflight::findings(&facts, max_hold + quiesce, &targets)
         })
-        .await
-        .unwrap_or_default();
+        .await;
+        let Some(findings) = findings else {
+            return self.unread("PREFLIGHT_INCOMPLETE", "look for what is known to hang a freeze");
+        };
         for finding in findings {
             let severity = match finding.severity {
                 preflight::Severity::Note => Severity::Note,
@@ -449,20 +463,20 @@ fn database_step(target: &Target) -> proto::Step {
 }
 
 /// Tasks in uninterruptible sleep that did not move for two seconds.
-async fn blocked_throughout(root: &Path) -> Vec<tasks::BlockedTask> {
+async fn blocked_throughout(root: &Path) -> Option<Vec<tasks::BlockedTask>> {
     let look = || {
         let root = root.to_owned();
         in_a_thread(READ_LIMIT, move || tasks::blocked_tasks(&root))
     };
-    let mut blocked = look().await.unwrap_or_default();
+    let mut blocked = look().await?;
     for pause in BLOCKED_FOR {
         if blocked.is_empty() {
             break;
         }
         tokio::time::sleep(pause).await;
-        blocked = tasks::blocked_throughout(&blocked, &look().await.unwrap_or_default());
+        blocked = tasks::blocked_throughout(&blocked, &look().await?);
     }
-    blocked
+    Some(blocked)
 }
 
 async fn read_guest(root: &Path) -> Result<Guest, Refusal> {
@@ -482,6 +496,7 @@ async fn read_guest(root: &Path) -> Result<Guest, Refusal> {
 async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> BTreeMap<Dev, Facts> {
     let verdicts = transient::classify(&guest.superblocks, &guest.disks, transient_mounts);
     let touched = touch(guest, root).await;
+    let written = written_to(guest, root).await;
     let mut all = BTreeMap::new();
     for superblock in &guest.superblocks {
         let dev = superblock.dev;
@@ -493,6 +508,7 @@ async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> BTr
             ext: raw.and_then(|raw| raw.ext),
             used_bytes,
             leaves: leaves(guest, dev),
+            open_for_writing: written.as_ref().is_none_or(|devs| devs.contains(&dev)),
             ..Facts::default()
         };
         if let Some(verdict) = verdicts.get(&dev) {
@@ -509,6 +525,16 @@ async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> BTr
         all.insert(dev, facts);
     }
     all
+}
+
+/// File systems that somebody has something open on for writing; asked only where a file system that cannot be frozen
+/// makes it matter. `None`: could not be told, so it is taken for granted.
+async fn written_to(guest: &Guest, root: &Path) -> Option<BTreeSet<Dev>> {
+    if !guest.superblocks.iter().any(|s| s.kind == Kind::FlushOnly && !s.read_only) {
+        return Some(BTreeSet::new());
+    }
+    let root = root.to_owned();
+    in_a_thread(READ_LIMIT, move || tasks::open_for_writing(&root)).await
 }
 
 type Touched = BTreeMap<Dev, (Option<superblock::Raw>, u64)>;

@@ -82,7 +82,17 @@ impl Work<'_> {
         }
         let mut stuck = Vec::new();
         let begun = Instant::now();
-        for (name, thawed) in self.names.iter().zip(self.warden.thaw().await) {
+        let ended = self.warden.thaw().await;
+        // unbroken is what is proven for each one, not what is left when no breach was recognised
+        let proven = |index: usize| match ended.get(index) {
+            Some(Thawed::Ours | Thawed::Foreign | Thawed::StillStuck) => true,
+            Some(Thawed::NeverFrozen) | None => false,
+        };
+        if self.frozen && !self.levels.iter().flatten().all(|index| proven(*index)) {
+            let message = "not every file system is proven to have been frozen until the thaw";
+            end.breaches.push(problem(Severity::Refusal, "NOT_PROVEN", "", message, "take a new snapshot"));
+        }
+        for (name, thawed) in self.names.iter().zip(ended.iter().copied()) {
             let took = begun.elapsed();
             match thawed {
                 Thawed::Ours => self.publisher.step(name, |step| {
@@ -164,8 +174,7 @@ impl Work<'_> {
         if held {
             report.set_reason(end.reason);
             report.breaches.clone_from(&end.breaches);
-            let unbroken = end.reason == ReleaseReason::Asked && end.breaches.is_empty();
-            report.set_verdict(if unbroken { proto::Verdict::Unbroken } else { proto::Verdict::Broken });
+            report.set_verdict(end.verdict());
         } else {
             report.set_verdict(proto::Verdict::NeverHeld);
         }
