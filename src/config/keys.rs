@@ -19,7 +19,7 @@ pub enum Kind {
     Globs,
     /// a list of "NAME" or "group:NAME"
     Principals,
-    /// "auto", "off" or an absolute path
+    /// "auto", "off", an absolute path or "vsock:PORT"
     GuestAgent,
     /// a number from 1 to 65535
     Port,
@@ -43,7 +43,7 @@ impl Kind {
             Kind::Paths => "list of absolute paths".to_owned(),
             Kind::Globs => "list of mount points or globs, absolute".to_owned(),
             Kind::Principals => "list of users (\"NAME\") and groups (\"group:NAME\")".to_owned(),
-            Kind::GuestAgent => "\"auto\", \"off\" or an absolute path".to_owned(),
+            Kind::GuestAgent => "\"auto\", \"off\", an absolute path or \"vsock:PORT\"".to_owned(),
             Kind::Port => "TCP port number, 1 to 65535".to_owned(),
             Kind::VsockPort => "vsock port number, 1 to 4294967295".to_owned(),
             Kind::SocketAddress => "string \"ADDRESS:PORT\"".to_owned(),
@@ -159,6 +159,30 @@ pub const SECTIONS: &[Section] = &[
                 about: "The least a hold must be worth; a caller may ask for more, never for less.",
                 also: &["level", "consistency", "required"],
             },
+            Key {
+                name: "unclaimed",
+                kind: Kind::Duration,
+                default: Default::Is("\"20s\""),
+                about: "A hold asked for on the guest-agent channel is let go this long after it is held, unless the host \
+                        asked for the status or the thaw meanwhile: hosts that gave up waiting send neither.",
+                also: &["unclaimed_limit", "claim"],
+            },
+            Key {
+                name: "interval",
+                kind: Kind::DurationOrZero,
+                default: Default::Is("\"200ms\""),
+                about: "Shortest time writers go on between two holds: a hold asked for sooner stays in preparing, where \
+                        nobody waits, for the rest of it.",
+                also: &["min_interval", "pause"],
+            },
+            Key {
+                name: "hourly",
+                kind: Kind::Duration,
+                default: Default::Is("\"30m\""),
+                about: "Longest time writers wait for holds within any hour, whoever asks; beyond it holds are refused. \
+                        No sane schedule reaches half of the time; a host that has lost its mind does.",
+                also: &["budget", "per_hour", "hourly_budget"],
+            },
         ],
     },
     Section {
@@ -179,7 +203,8 @@ pub const SECTIONS: &[Section] = &[
                 kind: Kind::GuestAgent,
                 default: Default::Is("\"auto\""),
                 about: "The QEMU guest-agent channel. \"auto\" takes /dev/virtio-ports/org.qemu.guest_agent.0 if it is \
-                        there and nobody owns it.",
+                        there and nobody owns it. A path is a virtio-serial port, an ISA serial port (/dev/ttyS1), or a \
+                        unix socket to be made; \"vsock:PORT\" listens for the host (CID 2).",
                 also: &["qga", "agent"],
             },
             Key {

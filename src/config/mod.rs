@@ -136,6 +136,12 @@ pub struct Hold {
     pub prepare: Duration,
     pub max_stall: Duration,
     pub require: proto::Consistency,
+    /// for holds asked for on the guest-agent channel
+    pub unclaimed: Duration,
+    /// between the end of one hold and the first stall of the next
+    pub interval: Duration,
+    /// how long writers may wait within an hour
+    pub hourly: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -152,6 +158,7 @@ pub enum GuestAgent {
     Auto,
     Off,
     Path(PathBuf),
+    Vsock(u32),
 }
 
 #[derive(Debug, Clone)]
@@ -360,6 +367,9 @@ mod tests {
         assert_eq!(settings.hold.prepare, Duration::from_secs(60));
         assert_eq!(settings.hold.max_stall, Duration::from_secs(2));
         assert_eq!(settings.hold.require, proto::Consistency::Filesystem);
+        assert_eq!(settings.hold.unclaimed, Duration::from_secs(20));
+        assert_eq!(settings.hold.interval, Duration::from_millis(200));
+        assert_eq!(settings.hold.hourly, Duration::from_secs(30 * 60));
         assert_eq!(settings.listen.unix, Path::new("/run/holdstill/holdstill.sock"));
         assert_eq!(settings.listen.guest_agent, GuestAgent::Auto);
         assert!(settings.listen.relay && settings.listen.vsock.is_none() && settings.listen.tcp.is_none());
@@ -567,10 +577,21 @@ mod tests {
             "[listen]\nguest_agent = \"off\"\nrelay = false\nvsock = 7411\n[listen.tcp]\naddress = \"[::]:7411\"\n\
              certificate = \"/c\"\nkey = \"/k\"\nclient_ca = \"/ca\"\n[[listen.tcp.client]]\nsan = \"a\"\nrole = \"look\"",
         );
-        let said = ["listen.guest_agent", "listen.relay", "listen.vsock", "[listen.tcp]"];
-        assert_eq!(loaded.notes, said.map(|key| format!("{key} has no effect in this version")));
+        assert_eq!(loaded.notes, ["[listen.tcp] has no effect in this version"]);
+        assert_eq!((loaded.settings.listen.guest_agent, loaded.settings.listen.vsock), (GuestAgent::Off, Some(7411)));
         let tcp = loaded.settings.listen.tcp.expect("configured");
         assert_eq!((tcp.clients[0].san.as_str(), tcp.clients[0].role), ("a", Role::Look));
+    }
+
+    #[test]
+    fn the_guest_agent_channel_is_a_path_or_a_vsock_port() {
+        let of = |text: &str| loaded(&format!("[listen]\nguest_agent = {text:?}")).settings.listen.guest_agent;
+        assert_eq!(of("/dev/ttyS1"), GuestAgent::Path("/dev/ttyS1".into()));
+        assert_eq!(of("vsock:1234"), GuestAgent::Vsock(1234));
+        for wrong in ["vsock:0", "vsock:4294967295", "vsock:a", "virtio", "dev/ttyS1"] {
+            let (message, _) = refused(&format!("[listen]\nguest_agent = {wrong:?}"));
+            assert!(message.contains("listen.guest_agent"), "{message}");
+        }
     }
 
     #[test]

@@ -243,6 +243,9 @@ fn hold(view: &View<'_>) -> Result<Hold, Error> {
             "crash" => proto::Consistency::Crash,
             _ => proto::Consistency::Filesystem,
         },
+        unclaimed: view.duration("unclaimed")?,
+        interval: view.duration("interval")?,
+        hourly: view.duration("hourly")?,
     })
 }
 
@@ -255,20 +258,8 @@ fn listen(merged: &Fragment, view: &View<'_>, notes: &mut Vec<String>) -> Result
     let guest_agent = match view.text("guest_agent")?.as_deref() {
         None | Some("auto") => GuestAgent::Auto,
         Some("off") => GuestAgent::Off,
-        Some(path) => {
-            let entry = view.required("guest_agent")?;
-            if !path.starts_with('/') {
-                let why = format!("\"{path}\" is not \"auto\", \"off\" or an absolute path");
-                return Err(view.invalid("guest_agent", &entry, why));
-            }
-            GuestAgent::Path(view.absolute("guest_agent", &entry, path)?)
-        }
+        Some(text) => named_agent(view, text)?,
     };
-    for key in ["guest_agent", "relay", "vsock"] {
-        if view.is_changed(key) {
-            notes.push(format!("listen.{key} has no effect in this version"));
-        }
-    }
     Ok(Listen {
         unix,
         guest_agent,
@@ -276,6 +267,30 @@ fn listen(merged: &Fragment, view: &View<'_>, notes: &mut Vec<String>) -> Result
         vsock: view.number("vsock", u32::MAX)?,
         tcp: tcp(merged, notes)?,
     })
+}
+
+fn named_agent(view: &View<'_>, text: &str) -> Result<GuestAgent, Error> {
+    let entry = view.required("guest_agent")?;
+    if let Some(port) = text.strip_prefix("vsock:") {
+        return port.parse::<u32>().ok().filter(|port| (1..u32::MAX).contains(port)).map(GuestAgent::Vsock).ok_or_else(
+            || {
+                view.invalid(
+                    "guest_agent",
+                    &entry,
+                    format!("\"{port}\" is not a vsock port from 1 to {}", u32::MAX - 1),
+                )
+            },
+        );
+    }
+    if !text.starts_with('/') {
+        let why = format!("\"{text}\" is not \"auto\", \"off\", an absolute path or \"vsock:PORT\"");
+        return Err(view.invalid("guest_agent", &entry, why));
+    }
+    let path = view.absolute("guest_agent", &entry, text)?;
+    if path.as_os_str().len() > SOCKET_PATH_LIMIT {
+        return Err(view.invalid("guest_agent", &entry, format!("its path has more than {SOCKET_PATH_LIMIT} bytes")));
+    }
+    Ok(GuestAgent::Path(path))
 }
 
 fn tcp(merged: &Fragment, notes: &mut Vec<String>) -> Result<Option<Tcp>, Error> {

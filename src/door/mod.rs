@@ -13,5 +13,6 @@ mod events;
 pub mod grpc;
 mod input;
 pub mod listen;
+pub mod qga;
 #[cfg(test)]
 mod tests;
