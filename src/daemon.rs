@@ -26,6 +26,7 @@ use crate::{
     door::{
         self,
         entrance::{Entrance, Health},
+        qga::{self, agent::Agent, freeze::Freezer, policy::Policy, relay::Relay},
     },
     hold::{Ask, Handle, driver::Driver, history::History, report::Publisher, survey::Surroundings},
     proto::Phase,
@@ -118,6 +119,7 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
     let doors = tokio::spawn(entrance.serve(connections, async {
         let _ = stopped.await;
     }));
+    tokio::spawn(serve_guest_agent(Arc::clone(&settings), handle.clone()));
     let _ = sys::notify::ready("idle: holds are accepted");
     tracing::info!(socket = %settings.listen.unix.display(), "ready");
 
@@ -130,6 +132,18 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
     // open calls get a moment to read their answer; a Watch without end does not keep us
     let _ = tokio::time::timeout(std::time::Duration::from_millis(500), doors).await;
     result
+}
+
+/// The guest-agent channel, wherever it is. Its going wrong stops nobody else from asking.
+async fn serve_guest_agent(settings: Arc<Settings>, handle: Handle) {
+    let root = Path::new("/");
+    let agent = Agent {
+        freezer: Freezer::new(handle, settings.hold.unclaimed, &settings.paths.run, root),
+        relay: settings.listen.relay.then(|| Relay::new(&settings.paths.run)),
+        policy: Policy::read(root),
+        root: root.to_owned(),
+    };
+    qga::port::serve(settings.listen.guest_agent.clone(), agent, root).await;
 }
 
 /// SIGTERM or SIGINT: let go of everything first.

@@ -100,6 +100,17 @@ pub fn unix(path: &Path) -> Result<Bound, Error> {
     Ok(Bound { socket: UnixSocket { listener, path: path.to_owned(), inode }, note })
 }
 
+/// A socket at `path` for root alone, 0600. Removes a socket nobody answers on.
+///
+/// # Errors
+/// As for [`unix`].
+pub fn private_unix(path: &Path) -> Result<UnixListener, Error> {
+    let failed = |source: io::Error| Error::Listen { path: path.to_owned(), source };
+    clear(path)?;
+    let listener = bound(path).map_err(|errno| failed(errno.into()))?;
+    UnixListener::from_std(listener).map_err(failed)
+}
+
 /// Removes what an earlier daemon left at `path`.
 fn clear(path: &Path) -> Result<(), Error> {
     let failed = |source: io::Error| Error::Listen { path: path.to_owned(), source };

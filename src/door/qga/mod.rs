@@ -10,4 +10,12 @@
 //! takes the answer as proof that the freeze has ended. So nothing here answers out of turn, and a host that hangs up
 //! says nothing by it.
 
+pub mod agent;
+pub mod answers;
+pub mod channel;
+pub mod freeze;
+pub mod policy;
+pub mod port;
+pub mod relay;
 pub mod reply;
+pub mod wire;

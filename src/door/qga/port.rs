@@ -1,0 +1,289 @@
+//! Where the channel is: a virtio-serial or ISA serial port, a unix socket, vsock. Opens it, serves it, and opens it
+//! again when it vanished; never gives up a port because the host hung up.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
+    },
+    path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        termios::{self, BaudRate, FlushArg, SetArg},
+    },
+    unistd::isatty,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
+    net::UnixStream,
+};
+use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+
+use super::{
+    agent::Agent,
+    channel::{self, Line},
+};
+use crate::{config::GuestAgent, door::listen};
+
+/// The name hypervisors give the port.
+pub const NAME: &str = "org.qemu.guest_agent.0";
+/// How long a port that is missing, vanished or taken is left alone.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Serves the channel for as long as the daemon runs, or until it is clear that there is none for us.
+pub async fn serve(at: GuestAgent, mut agent: Agent, root: &Path) {
+    match at {
+        GuestAgent::Off => {}
+        GuestAgent::Auto => auto(&mut agent, root).await,
+        GuestAgent::Path(path) if is_device(&path) => named(&path, &mut agent).await,
+        GuestAgent::Path(path) => unix_socket(&path, &mut agent).await,
+        GuestAgent::Vsock(port) => vsock(port, &mut agent).await,
+    }
+}
+
+/// Takes the port if it is there, or when it comes; whoever owned it first keeps it until we are started again.
+async fn auto(agent: &mut Agent, root: &Path) {
+    loop {
+        if let Some(path) = find(root) {
+            match Port::open(&path) {
+                Ok(port) => device(port, &path, agent).await,
+                Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
+                    tracing::info!(
+                        port = %path.display(),
+                        "another agent owns the guest-agent channel: its host cannot ask us to hold; `holdstill check` says what to do"
+                    );
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, port = %path.display(), "could not open the guest-agent channel"),
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Takes the port that was configured, whenever that is possible.
+async fn named(path: &Path, agent: &mut Agent) {
+    let mut said = None;
+    loop {
+        match Port::open(path) {
+            Ok(port) => {
+                said = None;
+                device(port, path, agent).await;
+            }
+            Err(error) => {
+                // once for each kind, not every five seconds
+                if said.replace(error.kind()) != Some(error.kind()) {
+                    tracing::warn!(%error, port = %path.display(), "could not open the guest-agent channel; trying again");
+                }
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn device(mut port: Port, path: &Path, agent: &mut Agent) {
+    tracing::info!(port = %path.display(), "the host can ask on the guest-agent channel");
+    if let Err(error) = channel::serve(&mut port, agent).await {
+        tracing::warn!(%error, port = %path.display(), "the guest-agent channel vanished; waiting for it");
+    }
+}
+
+async fn unix_socket(path: &Path, agent: &mut Agent) {
+    let listener = match listen::private_unix(path) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, "the guest-agent channel is not served");
+            return;
+        }
+    };
+    tracing::info!(socket = %path.display(), "a host can ask on the guest-agent channel");
+    loop {
+        match listener.accept().await {
+            Ok((mut stream, _)) => end_of(channel::serve(&mut stream, agent).await),
+            Err(error) => {
+                tracing::warn!(%error, "a guest-agent connection could not be accepted");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+async fn vsock(port: u32, agent: &mut Agent) {
+    let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, port, "the guest-agent channel is not served: no vsock");
+            return;
+        }
+    };
+    tracing::info!(port, "the host can ask on the guest-agent channel, by vsock");
+    loop {
+        match listener.accept().await {
+            Ok((mut stream, from)) if from.cid() == VMADDR_CID_HOST => end_of(channel::serve(&mut stream, agent).await),
+            Ok((_, from)) => {
+                tracing::warn!(cid = from.cid(), "only the host may use the guest-agent channel; turned away")
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a guest-agent connection could not be accepted");
+                tokio::time::sleep(RETRY).await;
+            }
+        }
+    }
+}
+
+/// One client at a time, and its going means nothing.
+fn end_of(served: io::Result<()>) {
+    if let Err(error) = served {
+        tracing::debug!(%error, "a guest-agent client is gone");
+    }
+}
+
+impl Line for UnixStream {}
+impl Line for VsockStream {}
+
+fn is_device(path: &Path) -> bool {
+    fs::metadata(path).map_or(path.starts_with("/dev"), |found| found.file_type().is_char_device())
+}
+
+/// The guest-agent port: by its link, or in a guest without udev by the name sysfs has for it.
+pub fn find(root: &Path) -> Option<PathBuf> {
+    let link = Path::new("/dev/virtio-ports").join(NAME);
+    if fs::symlink_metadata(below(root, &link)).is_ok() {
+        return Some(link);
+    }
+    let ports = fs::read_dir(below(root, Path::new("/sys/class/virtio-ports"))).ok()?;
+    let named = |entry: &fs::DirEntry| fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim() == NAME);
+    ports.filter_map(Result::ok).find(named).map(|entry| Path::new("/dev").join(entry.file_name()))
+}
+
+fn below(root: &Path, path: &Path) -> PathBuf {
+    root.join(path.strip_prefix("/").unwrap_or(path))
+}
+
+/// A character device to the host. While no host is there it reads as ended and cannot be written; that is no end.
+///
+/// Readiness comes from an edge-triggered epoll of its own inside tokio's: a port without a host is "ready" for ever.
+struct Port {
+    file: File,
+    edges: AsyncFd<Edges>,
+    hung_up: bool,
+}
+
+struct Edges(Epoll);
+
+impl AsRawFd for Edges {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Edges {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
+    }
+}
+
+impl Port {
+    fn open(path: &Path) -> io::Result<Port> {
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(path)?;
+        if isatty(&file)? {
+            make_raw(&file)?;
+        }
+        let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+        edges.add(&file, EpollEvent::new(events, 0))?;
+        let edges = AsyncFd::register_with_interest(Edges(edges), Interest::READABLE)?;
+        Ok(Port { file, edges, hung_up: false })
+    }
+
+    fn has_no_host(&self) -> bool {
+        let mut asked = [PollFd::new(self.file.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut asked, PollTimeout::ZERO).is_ok()
+            && asked[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
+    }
+
+    /// Ready once something changed at the port since it was last asked.
+    fn poll_change(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut guard = ready!(self.edges.poll_read_ready(cx))?;
+        let mut events = [EpollEvent::empty()];
+        let changed = self.edges.get_ref().0.wait(&mut events, EpollTimeout::ZERO)? > 0;
+        if !changed {
+            guard.clear_ready();
+        }
+        // either way: try again, and be woken by the next change
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// As the stock agent has it: raw, 38400 baud, and nothing left of what came before us.
+fn make_raw(file: &File) -> io::Result<()> {
+    let mut settings = termios::tcgetattr(file)?;
+    termios::cfmakeraw(&mut settings);
+    termios::cfsetspeed(&mut settings, BaudRate::B38400)?;
+    termios::tcsetattr(file, SetArg::TCSANOW, &settings)?;
+    termios::tcflush(file, FlushArg::TCIOFLUSH)?;
+    Ok(())
+}
+
+impl AsyncRead for Port {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let read = (&self.file).read(buffer.initialize_unfilled());
+            match read {
+                Ok(0) => self.hung_up = true,
+                Ok(count) => {
+                    buffer.advance(count);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            ready!(self.poll_change(cx))?;
+        }
+    }
+}
+
+impl AsyncWrite for Port {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            match (&self.file).write(bytes) {
+                Ok(count) => return Poll::Ready(Ok(count)),
+                // whoever asked is gone; the next to connect must not find somebody else's answer, or half of one
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.has_no_host() => {
+                    return Poll::Ready(Ok(bytes.len()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+            ready!(self.poll_change(cx))?;
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Line for Port {
+    fn hung_up(&mut self) -> bool {
+        std::mem::take(&mut self.hung_up)
+    }
+}
