@@ -11,6 +11,7 @@ mod databases;
 mod faults;
 mod filesystems;
 mod grpc_rules;
+mod guest_agent;
 mod idle;
 mod lab_itself;
 mod lets_go;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         undo::FACTS,
         lets_go::FACTS,
         grpc_rules::FACTS,
+        guest_agent::FACTS,
         receipts::FACTS,
         databases::FACTS,
         private_root::FACTS,

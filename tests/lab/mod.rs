@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod database;
 pub mod disk;
 pub mod grpc;
+pub mod guest_agent;
 pub mod harness;
 pub mod private_root;
 pub mod process;

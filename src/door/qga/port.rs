@@ -5,7 +5,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        fd::{AsFd as _, OwnedFd},
         unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     },
     path::{Path, PathBuf},
@@ -25,7 +25,7 @@ use nix::{
     unistd::isatty,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
+    io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
     net::UnixStream,
 };
 use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
@@ -34,7 +34,7 @@ use super::{
     agent::Agent,
     channel::{self, Line},
 };
-use crate::{config::GuestAgent, door::listen};
+use crate::{config::GuestAgent, door::listen, sys::packet};
 
 /// The name hypervisors give the port.
 pub const NAME: &str = "org.qemu.guest_agent.0";
@@ -176,22 +176,10 @@ fn below(root: &Path, path: &Path) -> PathBuf {
 /// Readiness comes from an edge-triggered epoll of its own inside tokio's: a port without a host is "ready" for ever.
 struct Port {
     file: File,
-    edges: AsyncFd<Edges>,
+    edges: Epoll,
+    /// the same epoll, for tokio to wait on
+    changed: AsyncFd<OwnedFd>,
     hung_up: bool,
-}
-
-struct Edges(Epoll);
-
-impl AsRawFd for Edges {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.0.as_raw_fd()
-    }
-}
-
-impl AsFd for Edges {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.0.as_fd()
-    }
 }
 
 impl Port {
@@ -204,8 +192,8 @@ impl Port {
         let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
         edges.add(&file, EpollEvent::new(events, 0))?;
-        let edges = AsyncFd::register_with_interest(Edges(edges), Interest::READABLE)?;
-        Ok(Port { file, edges, hung_up: false })
+        let changed = packet::awaitable(edges.0.try_clone()?)?;
+        Ok(Port { file, edges, changed, hung_up: false })
     }
 
     fn has_no_host(&self) -> bool {
@@ -216,9 +204,9 @@ impl Port {
 
     /// Ready once something changed at the port since it was last asked.
     fn poll_change(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut guard = ready!(self.edges.poll_read_ready(cx))?;
+        let mut guard = ready!(self.changed.poll_read_ready(cx))?;
         let mut events = [EpollEvent::empty()];
-        let changed = self.edges.get_ref().0.wait(&mut events, EpollTimeout::ZERO)? > 0;
+        let changed = self.edges.wait(&mut events, EpollTimeout::ZERO)? > 0;
         if !changed {
             guard.clear_ready();
         }
