@@ -28,7 +28,13 @@ use crate::{
         entrance::{Entrance, Health},
         qga::{self, agent::Agent, freeze::Freezer, policy::Policy, relay::Relay},
     },
-    hold::{Ask, Handle, driver::Driver, history::History, report::Publisher, survey::Surroundings},
+    hold::{
+        Ask, Handle,
+        driver::Driver,
+        history::History,
+        report::Publisher,
+        survey::{self, Surroundings},
+    },
     proto::Phase,
     rescue, sys,
     warden::client::Warden,
@@ -120,6 +126,7 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
         let _ = stopped.await;
     }));
     tokio::spawn(serve_guest_agent(Arc::clone(&settings), handle.clone()));
+    tokio::task::spawn_blocking(|| survey::warm_up(Path::new("/")));
     let _ = sys::notify::ready("idle: holds are accepted");
     tracing::info!(socket = %settings.listen.unix.display(), "ready");
 
