@@ -223,6 +223,8 @@ fn unescape(name: &str) -> String {
 fn links(dir: &Path) -> Vec<(PathBuf, String)> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
+        // the directory itself says which are links
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
         .filter_map(|entry| {
             let target = fs::read_link(entry.path()).ok()?;
             Some((entry.path(), target.file_name()?.to_str()?.to_string()))
