@@ -96,18 +96,20 @@ pub enum Look {
 /// Answers `check`: everything a freeze would do and refuse for. Touches nothing.
 ///
 /// # Errors
-/// Never for what a freeze would refuse: that is in the answer. Only if the guest cannot be read at all.
+/// Never for what a freeze would refuse (`spent`: for the budget of [`super::budget`], too): that is in the answer. Only if the guest cannot be read at all.
 pub async fn check(
     settings: &Settings,
     surroundings: &Surroundings,
     spec: proto::HoldSpec,
     look: Look,
+    spent: Option<Refusal>,
 ) -> Result<proto::CheckResponse, Refusal> {
     let mut report = proto::Report { label: spec.label.clone(), ..Default::default() };
     report.set_required(required(settings, &spec));
     let caps = Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
     caps.check(&spec)?;
-    let survey = survey(settings, surroundings, &spec, look).await?;
+    let mut survey = survey(settings, surroundings, &spec, look).await?;
+    survey.refusals.extend(spent);
     let reachable = if survey.refusals.iter().any(|r| r.reason == "NOTHING_TO_HOLD") {
         Consistency::None
     } else {

@@ -17,6 +17,7 @@ mod lets_go;
 mod own_only;
 mod private_root;
 mod receipts;
+mod self_protection;
 mod undo;
 
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         lets_go::FACTS,
         grpc_rules::FACTS,
         receipts::FACTS,
+        self_protection::FACTS,
         databases::FACTS,
         private_root::FACTS,
         idle::FACTS,
