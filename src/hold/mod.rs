@@ -9,6 +9,7 @@
 
 pub mod admit;
 pub mod budget;
+pub mod callers;
 pub mod desk;
 pub mod driver;
 pub mod end;

@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     config::Settings,
-    guest::{self, Dev, Guest, Kind, Superblock, databases, platform, preflight, superblock, tasks, transient},
+    guest::{
+        self, Dev, Guest, Kind, Superblock, agent_channel, databases, platform, preflight, superblock, tasks, transient,
+    },
     proto::{self, Claim, Consistency, Severity, StepKind, StepOutcome},
     step::{
         database::{self, Session, Target},
@@ -96,7 +98,8 @@ pub enum Look {
 /// Answers `check`: everything a freeze would do and refuse for. Touches nothing.
 ///
 /// # Errors
-/// Never for what a freeze would refuse (`spent`: for the budget of [`super::budget`], too): that is in the answer. Only if the guest cannot be read at all.
+/// Never for what a freeze would refuse, the spent budget included: that is in the answer. Only if the guest cannot be read
+/// at all.
 pub async fn check(
     settings: &Settings,
     surroundings: &Surroundings,
@@ -119,10 +122,27 @@ pub async fn check(
     report.steps = survey.steps;
     report.coverage = survey.plan.coverage;
     report.problems = survey.problems;
+    if look == Look::Everything {
+        report.problems.extend(callers(settings, surroundings).await);
+    }
     report.problems.extend(survey.refusals.iter().map(as_problem));
     let would_refuse = !survey.refusals.is_empty();
     join_all(survey.databases.into_iter().map(|db| db.session.release(DISCONNECT_LIMIT))).await;
     Ok(proto::CheckResponse { plan: Some(report), would_refuse, reachable: reachable.into() })
+}
+
+/// Who can ask for a hold; of no interest to a hold that somebody has asked for.
+async fn callers(settings: &Settings, surroundings: &Surroundings) -> Vec<proto::Problem> {
+    let root = surroundings.root.clone();
+    let read = move || (agent_channel::read(&root), platform::Dmi::read(&root).platform());
+    match in_a_thread(READ_LIMIT, read).await {
+        Some((channel, platform)) => super::callers::problems(&settings.listen, &channel, platform),
+        None => {
+            let message = format!("find out who can ask: /proc did not answer within {READ_LIMIT:?}");
+            let hint = "see the kernel log for what is stuck";
+            vec![problem(Severity::Warning, "CALLERS_UNKNOWN", "", &message, hint)]
+        }
+    }
 }
 
 /// A refusal as one line of a report.

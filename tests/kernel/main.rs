@@ -7,6 +7,7 @@ mod lab;
 
 mod bad_input;
 mod claims;
+mod coexistence;
 mod databases;
 mod faults;
 mod filesystems;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         lab_itself::FACTS,
         bad_input::FACTS,
         claims::FACTS,
+        coexistence::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
         undo::FACTS,
