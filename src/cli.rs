@@ -44,7 +44,7 @@ pub struct Global {
 pub enum Verb {
     /// Be the daemon
     Serve(ConfigFile),
-    /// Say what a freeze would do and what it could claim; touches nothing
+    /// Say what a freeze would do, what it could claim and who can ask for one; touches nothing
     Check(Check),
     /// Hold the machine still, and return when it is
     Freeze(Spec),

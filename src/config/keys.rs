@@ -203,7 +203,8 @@ pub const SECTIONS: &[Section] = &[
                 kind: Kind::GuestAgent,
                 default: Default::Is("\"auto\""),
                 about: "The QEMU guest-agent channel. \"auto\" takes /dev/virtio-ports/org.qemu.guest_agent.0 if it is \
-                        there and nobody owns it. A path is a virtio-serial port, an ISA serial port (/dev/ttyS1), or a \
+                        there and nobody owns it; what a stock qemu-ga owns stays its own, and `holdstill check` says so, \
+                        with the command that changes it. A path is a virtio-serial port, an ISA serial port (/dev/ttyS1), or a \
                         unix socket to be made; \"vsock:PORT\" listens for the host (CID 2).",
                 also: &["qga", "agent"],
             },

@@ -1,5 +1,6 @@
 //! Reading the guest. Every reader takes a `root`, every parser takes text; nothing here touches a target file system.
 
+pub mod agent_channel;
 pub mod databases;
 pub mod disks;
 #[cfg(test)]
@@ -8,6 +9,7 @@ pub mod mounts;
 pub mod order;
 pub mod platform;
 pub mod preflight;
+mod stock_agent;
 pub mod superblock;
 pub mod superblocks;
 pub mod sysfs;

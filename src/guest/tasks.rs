@@ -16,7 +16,7 @@ use super::{
 };
 
 /// Every process below `proc`, lowest first.
-fn pids(root: &Path) -> Vec<i32> {
+pub(super) fn pids(root: &Path) -> Vec<i32> {
     let Ok(entries) = fs::read_dir(root.join("proc")) else { return Vec::new() };
     let mut pids: Vec<i32> = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
     pids.sort_unstable();

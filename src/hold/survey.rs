@@ -19,7 +19,7 @@ use super::{
 use crate::{
     config::Settings,
     guest::{
-        self, Dev, Guest, Kind, Superblock, databases, platform, preflight, superblock,
+        self, Dev, Guest, Kind, Superblock, agent_channel, databases, platform, preflight, superblock,
         tasks::{self, Processes},
         transient,
     },
@@ -100,18 +100,21 @@ pub enum Look {
 /// Answers `check`: everything a freeze would do and refuse for. Touches nothing.
 ///
 /// # Errors
-/// Never for what a freeze would refuse: that is in the answer. Only if the guest cannot be read at all.
+/// Never for what a freeze would refuse, the spent budget included: that is in the answer. Only if the guest cannot be read
+/// at all.
 pub async fn check(
     settings: &Settings,
     surroundings: &Surroundings,
     spec: proto::HoldSpec,
     look: Look,
+    spent: Option<Refusal>,
 ) -> Result<proto::CheckResponse, Refusal> {
     let mut report = proto::Report { label: spec.label.clone(), ..Default::default() };
     report.set_required(required(settings, &spec));
     let caps = Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
     caps.check(&spec)?;
-    let survey = survey(settings, surroundings, &spec, look).await?;
+    let mut survey = survey(settings, surroundings, &spec, look).await?;
+    survey.refusals.extend(spent);
     let reachable = if survey.refusals.iter().any(|r| r.reason == "NOTHING_TO_HOLD") {
         Consistency::None
     } else {
@@ -121,6 +124,9 @@ pub async fn check(
     report.steps = survey.steps;
     report.coverage = survey.plan.coverage;
     report.problems = survey.problems;
+    if look == Look::Everything {
+        report.problems.extend(callers(settings, surroundings).await);
+    }
     report.problems.extend(survey.refusals.iter().map(as_problem));
     let would_refuse = !survey.refusals.is_empty();
     join_all(survey.databases.into_iter().map(|db| db.session.release(DISCONNECT_LIMIT))).await;
@@ -135,6 +141,20 @@ pub fn warm_up(root: &Path) {
         let _ = preflight::read(root, &guest);
     }
     let _ = crate::json::to_json(&proto::GetReportResponse { report: Some(proto::Report::default()) });
+}
+
+/// Who can ask for a hold; of no interest to a hold that somebody has asked for.
+async fn callers(settings: &Settings, surroundings: &Surroundings) -> Vec<proto::Problem> {
+    let root = surroundings.root.clone();
+    let read = move || (agent_channel::read(&root), platform::Dmi::read(&root).platform());
+    match in_a_thread(READ_LIMIT, read).await {
+        Some((channel, platform)) => super::callers::problems(&settings.listen, &channel, platform),
+        None => {
+            let message = format!("find out who can ask: /proc did not answer within {READ_LIMIT:?}");
+            let hint = "see the kernel log for what is stuck";
+            vec![problem(Severity::Warning, "CALLERS_UNKNOWN", "", &message, hint)]
+        }
+    }
 }
 
 /// A refusal as one line of a report.

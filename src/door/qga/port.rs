@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     },
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -34,10 +34,13 @@ use super::{
     agent::Agent,
     channel::{self, Line},
 };
-use crate::{config::GuestAgent, door::listen, sys::packet};
+use crate::{
+    config::GuestAgent,
+    door::listen,
+    guest::agent_channel::{self, AgentChannel, Owner},
+    sys::packet,
+};
 
-/// The name hypervisors give the port.
-pub const NAME: &str = "org.qemu.guest_agent.0";
 /// How long a port that is missing, vanished or taken is left alone.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -55,17 +58,28 @@ pub async fn serve(at: GuestAgent, mut agent: Agent, root: &Path) {
 /// Takes the port if it is there, or when it comes; whoever owned it first keeps it until we are started again.
 async fn auto(agent: &mut Agent, root: &Path) {
     loop {
-        if let Some(path) = find(root) {
-            match Port::open(&path) {
-                Ok(port) => device(port, &path, agent).await,
-                Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-                    tracing::info!(
-                        port = %path.display(),
-                        "another agent owns the guest-agent channel: its host cannot ask us to hold; `holdstill check` says what to do"
-                    );
+        let root = root.to_owned();
+        let found = tokio::task::spawn_blocking(move || agent_channel::read(&root)).await;
+        if let Ok(AgentChannel { device: Some(path), owner, .. }) = found {
+            let taken = match owner {
+                Owner::Other { pid, name } => Err(format!("{name} (pid {pid})")),
+                Owner::Nobody | Owner::Us => match Port::open(&path) {
+                    Ok(port) => Ok(Some(port)),
+                    Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Err("another agent".to_owned()),
+                    Err(error) => {
+                        tracing::debug!(%error, port = %path.display(), "could not open the guest-agent channel");
+                        Ok(None)
+                    }
+                },
+            };
+            match taken {
+                Ok(Some(port)) => device(port, &path, agent).await,
+                Ok(None) => {}
+                Err(who) => {
+                    let port = path.display();
+                    tracing::info!(%port, %who, "the guest-agent channel is somebody else's; `holdstill check` says what that means");
                     return;
                 }
-                Err(error) => tracing::debug!(%error, port = %path.display(), "could not open the guest-agent channel"),
             }
         }
         tokio::time::sleep(RETRY).await;
@@ -154,21 +168,6 @@ impl Line for VsockStream {}
 
 fn is_device(path: &Path) -> bool {
     fs::metadata(path).map_or(path.starts_with("/dev"), |found| found.file_type().is_char_device())
-}
-
-/// The guest-agent port: by its link, or in a guest without udev by the name sysfs has for it.
-pub fn find(root: &Path) -> Option<PathBuf> {
-    let link = Path::new("/dev/virtio-ports").join(NAME);
-    if fs::symlink_metadata(below(root, &link)).is_ok() {
-        return Some(link);
-    }
-    let ports = fs::read_dir(below(root, Path::new("/sys/class/virtio-ports"))).ok()?;
-    let named = |entry: &fs::DirEntry| fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim() == NAME);
-    ports.filter_map(Result::ok).find(named).map(|entry| Path::new("/dev").join(entry.file_name()))
-}
-
-fn below(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// A character device to the host. While no host is there it reads as ended and cannot be written; that is no end.
