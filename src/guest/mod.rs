@@ -1,11 +1,15 @@
 //! Reading the guest. Every reader takes a `root`, every parser takes text; nothing here touches a target file system.
 
+pub mod attachment;
 pub mod databases;
 pub mod disks;
+pub mod filesystems;
 #[cfg(test)]
 mod fixture;
 pub mod mounts;
+pub mod network;
 pub mod order;
+pub mod osinfo;
 pub mod platform;
 pub mod preflight;
 pub mod superblock;

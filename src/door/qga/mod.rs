@@ -10,4 +10,5 @@
 //! takes the answer as proof that the freeze has ended. So nothing here answers out of turn, and a host that hangs up
 //! says nothing by it.
 
+pub mod answers;
 pub mod reply;
