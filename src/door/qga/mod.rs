@@ -11,4 +11,5 @@
 //! says nothing by it.
 
 pub mod answers;
+pub mod policy;
 pub mod reply;
