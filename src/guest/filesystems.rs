@@ -16,7 +16,7 @@ use nix::sys::statvfs::statvfs;
 use super::{
     Dev, Kind,
     attachment::{self, Attachment},
-    disks,
+    disks::{self, BlockGraph},
     mounts::{self, MountLine, Table, kind_of},
     superblocks::under,
     sysfs::{self, Udev},
@@ -61,7 +61,7 @@ pub fn read(root: &Path) -> io::Result<Vec<FileSystem>> {
     let mounts = mounts::read(root)?;
     // The graph is for one question only, and few guests raise it.
     let has_btrfs = mounts.iter().any(|line| line.fs_type == "btrfs");
-    let graph = has_btrfs.then(|| disks::read(root)).unwrap_or_default();
+    let graph = if has_btrfs { disks::read(root) } else { BlockGraph::default() };
     let listed = listed(&mounts, &|source| Some(graph.by_source(source)?.dev));
     let table = Table::new(&mounts);
     let one = |(dev, line): (Dev, &MountLine)| {

@@ -12,4 +12,5 @@
 
 pub mod answers;
 pub mod policy;
+pub mod relay;
 pub mod reply;
