@@ -125,7 +125,8 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
     let doors = tokio::spawn(entrance.serve(connections, async {
         let _ = stopped.await;
     }));
-    tokio::spawn(serve_guest_agent(Arc::clone(&settings), handle.clone()));
+    let (hang_up, hung_up) = oneshot::channel();
+    let guest_agent = tokio::spawn(serve_guest_agent(Arc::clone(&settings), handle.clone(), hung_up));
     tokio::task::spawn_blocking(|| survey::warm_up(Path::new("/")));
     let _ = sys::notify::ready("idle: holds are accepted");
     tracing::info!(socket = %settings.listen.unix.display(), "ready");
@@ -135,22 +136,33 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
         () = asked_to_stop(&handle) => Ok(()),
     };
     let _ = sys::notify::stopping("stopping");
-    let _ = stop.send(());
+    let _ = (stop.send(()), hang_up.send(()));
     // open calls get a moment to read their answer; a Watch without end does not keep us
     let _ = tokio::time::timeout(std::time::Duration::from_millis(500), doors).await;
+    // its stock agent gets what that takes to end well
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(4), guest_agent).await;
     result
 }
 
-/// The guest-agent channel, wherever it is. Its going wrong stops nobody else from asking.
-async fn serve_guest_agent(settings: Arc<Settings>, handle: Handle) {
-    let root = Path::new("/");
-    let agent = Agent {
-        freezer: Freezer::new(handle, settings.hold.unclaimed, &settings.paths.run, root),
-        relay: settings.listen.relay.then(|| Relay::new(&settings.paths.run)),
-        policy: Policy::read(root),
+/// The guest-agent channel, wherever it is, until it is told to stop. Its going wrong stops nobody else from asking.
+async fn serve_guest_agent(settings: Arc<Settings>, handle: Handle, stop: oneshot::Receiver<()>) {
+    let (root, run) = (Path::new("/"), &settings.paths.run);
+    let policy = Policy::read(root);
+    for rule in policy.rules() {
+        tracing::info!("the guest-agent channel obeys the stock agent's rule: {rule}");
+    }
+    let mut agent = Agent {
+        freezer: Freezer::new(handle, settings.hold.unclaimed, run, root),
+        relay: if settings.listen.relay { Relay::new(run, &policy) } else { Relay::off() },
+        policy,
         root: root.to_owned(),
     };
-    qga::port::serve(settings.listen.guest_agent.clone(), agent, root).await;
+    tokio::select! {
+        _ = stop => {}
+        // there is no channel for us; whoever has it may still be told to stop
+        () = qga::port::serve(settings.listen.guest_agent.clone(), &mut agent, root) => {}
+    }
+    agent.relay.end().await;
 }
 
 /// SIGTERM or SIGINT: let go of everything first.

@@ -1,12 +1,16 @@
 //! Reading the guest. Every reader takes a `root`, every parser takes text; nothing here touches a target file system.
 
 pub mod agent_channel;
+pub mod attachment;
 pub mod databases;
 pub mod disks;
+pub mod filesystems;
 #[cfg(test)]
 mod fixture;
 pub mod mounts;
+pub mod network;
 pub mod order;
+pub mod osinfo;
 pub mod platform;
 pub mod preflight;
 mod stock_agent;

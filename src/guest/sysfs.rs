@@ -153,7 +153,7 @@ fn unit_serial_number(page: &[u8]) -> Option<String> {
 }
 
 /// dddd:dd:dd.d
-fn is_pci_address(part: &str) -> bool {
+pub(super) fn is_pci_address(part: &str) -> bool {
     let lengths: Vec<usize> = part.split([':', '.']).map(str::len).collect();
     lengths == [4, 2, 2, 1]
         && part.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.')
@@ -169,14 +169,14 @@ fn vmbus_id(device: &Path) -> Option<String> {
 }
 
 /// udev's database of one device: `E:NAME=value` lines.
-struct Udev(String);
+pub(super) struct Udev(String);
 
 impl Udev {
-    fn read(root: &Path, dev: Dev) -> Self {
+    pub(super) fn read(root: &Path, dev: Dev) -> Self {
         Self(fs::read_to_string(root.join(format!("run/udev/data/b{dev}"))).unwrap_or_default())
     }
 
-    fn get(&self, name: &str) -> Option<String> {
+    pub(super) fn get(&self, name: &str) -> Option<String> {
         let value = self.0.lines().find_map(|l| l.strip_prefix("E:")?.strip_prefix(name)?.strip_prefix('='))?;
         (!value.is_empty()).then(|| value.to_string())
     }
@@ -263,7 +263,7 @@ pub(super) fn names_in(dir: &Path) -> Vec<String> {
     names
 }
 
-fn line(path: PathBuf) -> Option<String> {
+pub(super) fn line(path: PathBuf) -> Option<String> {
     let bytes = read_small(&path).ok()?;
     let text = String::from_utf8_lossy(&bytes).trim().to_string();
     (!text.is_empty()).then_some(text)

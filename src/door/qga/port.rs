@@ -45,13 +45,13 @@ use crate::{
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Serves the channel for as long as the daemon runs, or until it is clear that there is none for us.
-pub async fn serve(at: GuestAgent, mut agent: Agent, root: &Path) {
+pub async fn serve(at: GuestAgent, agent: &mut Agent, root: &Path) {
     match at {
         GuestAgent::Off => {}
-        GuestAgent::Auto => auto(&mut agent, root).await,
-        GuestAgent::Path(path) if is_device(&path) => named(&path, &mut agent).await,
-        GuestAgent::Path(path) => unix_socket(&path, &mut agent).await,
-        GuestAgent::Vsock(port) => vsock(port, &mut agent).await,
+        GuestAgent::Auto => auto(agent, root).await,
+        GuestAgent::Path(path) if is_device(&path) => named(&path, agent).await,
+        GuestAgent::Path(path) => unix_socket(&path, agent).await,
+        GuestAgent::Vsock(port) => vsock(port, agent).await,
     }
 }
 
