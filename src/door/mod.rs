@@ -14,5 +14,6 @@ pub mod grpc;
 mod input;
 pub mod listen;
 pub mod qga;
+mod silence;
 #[cfg(test)]
 mod tests;

@@ -37,6 +37,8 @@ use crate::{
     },
 };
 
+mod remote;
+
 /// The driver's side of everything.
 pub(super) struct Fake {
     asks: mpsc::UnboundedReceiver<Ask>,
@@ -146,7 +148,7 @@ impl Served {
         let path = dir.path().join("holdstill.sock");
         let me = Principal::User { name: "me".into(), uid: nix::unistd::getuid().as_raw() };
         let access = Arc::new(Access { operate: vec![me], look: Vec::new() });
-        let connections = listen::unix(&path).unwrap().socket.connections(access).unwrap();
+        let connections = listen::unix::bind(&path).unwrap().socket.connections(access).unwrap();
         let entrance = Entrance::new(handle).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let serve = entrance.clone().serve(connections, async { _ = stopped.await });
