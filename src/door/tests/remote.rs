@@ -2,13 +2,16 @@
 
 use std::task::Waker;
 
-use tokio::time::{Instant, advance, sleep};
+use tokio::{
+    io::DuplexStream,
+    time::{Instant, advance, sleep},
+};
 use tonic::Streaming;
 
 use super::*;
 use crate::proto::HoldResponse;
 
-/// The caller's end of the wire. Stopped, it neither reads nor writes, and closes nothing: a SIGSTOP, or a host that is no
+/// Holds one end of the wire. Stopped, it neither reads nor writes, and closes nothing: a SIGSTOP, or a host that is no
 /// more.
 #[derive(Clone, Default)]
 struct Stop(Arc<Mutex<(bool, Vec<Waker>)>>);
@@ -30,7 +33,8 @@ impl Stop {
     }
 }
 
-struct Stoppable(DuplexStream, Stop);
+/// One end, with what stops its reading and its writing.
+struct Stoppable(DuplexStream, Stop, Stop);
 
 impl AsyncRead for Stoppable {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
@@ -41,11 +45,11 @@ impl AsyncRead for Stoppable {
 
 impl AsyncWrite for Stoppable {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
-        std::task::ready!(self.1.poll(cx));
+        std::task::ready!(self.2.poll(cx));
         Pin::new(&mut self.0).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        std::task::ready!(self.1.poll(cx));
+        std::task::ready!(self.2.poll(cx));
         Pin::new(&mut self.0).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
@@ -58,6 +62,8 @@ struct Remote {
     driver: Fake,
     client: HoldstillServiceClient<Channel>,
     stop: Stop,
+    /// what the machine has not read yet
+    unread: Stop,
 }
 
 /// Held by the remote caller.
@@ -72,17 +78,19 @@ impl Remote {
         let (handle, driver) = fake();
         let entrance = Entrance::new(handle).await.unwrap();
         let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let unread = Stop::default();
+        let theirs = Stoppable(theirs, unread.clone(), Stop::default());
         let incoming = tokio_stream::once(Ok(Pretended(theirs, Peer::host()))).chain(tokio_stream::pending());
         let serve = entrance.serve_remote(incoming, std::future::pending());
         tokio::spawn(async { serve.await.unwrap() });
         let stop = Stop::default();
-        let mut ours = Some(hyper_util::rt::TokioIo::new(Stoppable(ours, stop.clone())));
+        let mut ours = Some(hyper_util::rt::TokioIo::new(Stoppable(ours, stop.clone(), stop.clone())));
         let connector = tower::service_fn(move |_: http::Uri| {
             let once = ours.take().ok_or_else(|| std::io::Error::other("one connection"));
             std::future::ready(once)
         });
         let channel = Endpoint::from_static("http://duplex").connect_with_connector(connector).await.unwrap();
-        Remote { driver, client: HoldstillServiceClient::new(channel), stop }
+        Remote { driver, client: HoldstillServiceClient::new(channel), stop, unread }
     }
 
     async fn held() -> Held {
@@ -173,14 +181,17 @@ async fn a_machine_paused_for_an_hour_while_held_finds_its_caller_there() {
     }
 }
 
-/// The answer to our question, and the question of the hour before it, are both overdue when the machine goes on.
+/// When the machine goes on, every timer of its is overdue before it has read the answer that waits.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_waited_out_a_pause_is_an_answer() {
     let mut it = Remote::held().await;
-    it.remote.stop.set(true);
-    sleep(Duration::from_millis(2100)).await;
-    it.remote.stop.set(false);
+    sleep(Duration::from_millis(1900)).await;
+    it.remote.unread.set(true);
+    // in between the question went out, and the answer came
+    sleep(Duration::from_millis(200)).await;
     advance(Duration::from_secs(3600)).await;
+    sleep(Duration::from_millis(1)).await;
+    it.remote.unread.set(false);
     sleep(Duration::from_secs(30)).await;
     it.remote.driver.publish("a", What::Released(report("a", Verdict::Unbroken)));
     assert_eq!(word(it.events.message().await.unwrap().unwrap().event.unwrap()), "released a");
