@@ -14,7 +14,10 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{remote, stdio};
+use super::{
+    remote::{self, heard},
+    stdio,
+};
 use crate::{
     cli::endpoint::Endpoint,
     error::{Failure, reason},
@@ -53,8 +56,8 @@ impl Daemon {
             Endpoint::Unix(path) => {
                 Box::new(UnixStream::connect(path).await.map_err(|error| unreachable(path, &error))?)
             }
-            Endpoint::Vsock { cid, port } => Box::new(remote::vsock(*cid, *port).await?),
-            Endpoint::Device { socket, port } => Box::new(remote::device(socket, *port).await?),
+            Endpoint::Vsock { cid, port } => Box::new(heard(remote::vsock(*cid, *port).await?)),
+            Endpoint::Device { socket, port } => Box::new(heard(remote::device(socket, *port).await?)),
         })
     }
 
@@ -66,11 +69,7 @@ impl Daemon {
             async move { wire.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
         });
         // the authority is never looked up
-        let mut http2 = transport::Endpoint::from_static("http://holdstill");
-        if self.endpoint.is_remote() {
-            http2 = remote::patient(http2);
-        }
-        http2.connect_with_connector(connector).await.map_err(|error| {
+        transport::Endpoint::from_static("http://holdstill").connect_with_connector(connector).await.map_err(|error| {
             let message = format!("failed to connect to {}: {error}", self.endpoint);
             Failure::local(RefusalKind::Unavailable, reason::DAEMON_UNREACHABLE, message)
         })

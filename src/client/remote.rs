@@ -16,26 +16,22 @@ use tokio::{
     time::timeout,
 };
 use tokio_vsock::{VsockAddr, VsockStream};
-use tonic::transport;
 
 use crate::{
     cli::endpoint::Endpoint,
     error::{Failure, reason},
     hold::RefusalKind,
+    silence::{self, Heard},
 };
 
 /// A guest that is there takes a connection at once.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// The longest answer of a device: `OK`, a port number, the end of the line.
 const ANSWER_MAX: usize = 32;
-/// How often a daemon that owes us an answer is asked whether it is there.
-const ASK: Duration = Duration::from_secs(20);
-/// How long it may fail to say so: a guest is paused while its memory is saved, and that is no reason to give it up.
-const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Asks a daemon that owes us an answer, from time to time, whether it is there: a guest that vanished closes nothing.
-pub fn patient(endpoint: transport::Endpoint) -> transport::Endpoint {
-    endpoint.http2_keep_alive_interval(ASK).keep_alive_timeout(PATIENCE)
+/// A wire that fails when the guest has been silent for too long: one that vanished closes nothing.
+pub fn heard<S>(wire: S) -> Heard<S> {
+    Heard::new(wire, silence::WITH_A_GUEST)
 }
 
 /// Connects through this host's kernel.
@@ -225,12 +221,12 @@ mod tests {
     }
 
     /// One call over a wire whose other end says nothing for `quiet`, then hangs up.
-    async fn given_up_after(quiet: Duration) -> Duration {
+    async fn given_up_after(quiet: Duration) -> u64 {
         let (ours, theirs) = duplex(64 * 1024);
-        let mut ours = Some(hyper_util::rt::TokioIo::new(ours));
+        let mut ours = Some(hyper_util::rt::TokioIo::new(heard(ours)));
         let connector =
             tower::service_fn(move |_: http::Uri| std::future::ready(ours.take().ok_or(io::Error::other("one"))));
-        let endpoint = patient(transport::Endpoint::from_static("http://holdstill"));
+        let endpoint = tonic::transport::Endpoint::from_static("http://holdstill");
         let channel = endpoint.connect_with_connector(connector).await.unwrap();
         tokio::spawn(async move {
             sleep(quiet).await;
@@ -238,12 +234,12 @@ mod tests {
         });
         let begun = Instant::now();
         HoldstillServiceClient::new(channel).get_status(GetStatusRequest {}).await.unwrap_err();
-        begun.elapsed()
+        begun.elapsed().as_secs()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_guest_that_vanished_is_given_up_but_not_one_that_is_paused_for_a_minute() {
-        assert_eq!(given_up_after(Duration::from_secs(90)).await.as_secs(), 90, "by its end, not by ours");
-        assert_eq!(given_up_after(Duration::from_secs(3600)).await, ASK + PATIENCE);
+    async fn a_guest_that_vanished_is_given_up_but_not_one_that_is_paused_for_a_minute_and_a_half() {
+        assert_eq!(given_up_after(Duration::from_secs(90)).await, 90, "by its end, not by ours");
+        assert_eq!(given_up_after(Duration::from_secs(3600)).await, 120);
     }
 }

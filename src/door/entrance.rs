@@ -26,11 +26,11 @@ use super::{
     access::{self, Peer},
     delivery::{self, Answer},
     grpc::Grpc,
-    silence::{self, Heard},
 };
 use crate::{
     hold::{Handle, Refusal, RefusalKind},
     proto::{self, holdstill_service_server::HoldstillServiceServer},
+    silence::{self, Heard},
 };
 
 type Inner = BoxCloneService<Request<Body>, http::Response<Body>, Infallible>;
@@ -116,7 +116,8 @@ impl Entrance {
         C: AsyncRead + AsyncWrite + Connected<ConnectInfo = Peer> + Unpin + Send + 'static,
     {
         let asking = server().http2_keepalive_interval(Some(silence::ASK)).http2_keepalive_timeout(Some(NEVER));
-        asking.serve_with_incoming_shutdown(self, incoming.map(|c| c.map(Heard::new)), stop).await
+        let heard = incoming.map(|c| c.map(|c| Heard::new(c, silence::WITH_A_CALLER)));
+        asking.serve_with_incoming_shutdown(self, heard, stop).await
     }
 
     fn meant_by(&self, path: &str) -> Inner {

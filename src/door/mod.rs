@@ -14,6 +14,5 @@ pub mod grpc;
 mod input;
 pub mod listen;
 pub mod qga;
-mod silence;
 #[cfg(test)]
 mod tests;

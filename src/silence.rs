@@ -1,13 +1,17 @@
-//! A connection that ends when its other end falls silent, for doors where nobody tells us: a host that vanished closes
-//! nothing, and a caller that is stopped keeps its socket open.
+//! A connection that ends when its other end falls silent, for wires where nobody tells us: a machine that vanished closes
+//! nothing, and a program that is stopped keeps its socket open. Worn by the daemon's end of a connection with a far caller
+//! ([`crate::door::entrance`]) and by the client's end of one with a guest.
 //!
-//! [`super::entrance`] has an HTTP/2 ping sent every [`ASK`]; whoever is there answers by itself. What counts as silence is
-//! this machine's *own* time awake, in wake-ups, because hypervisors pause the whole machine while they cut, and in some the
-//! clock goes on counting. After such a pause a timer of the transport has expired before the answer that waits in the
-//! socket is read; here the pause is one late wake-up, like any other.
+//! The daemon has an HTTP/2 ping sent every [`ASK`]; whoever is there answers by itself. So both ends hear something at least
+//! that often. The client does not ask: vhost-device-vsock 0.3.0 loses the whole wire when something is sent to a guest that
+//! is paused.
+//!
+//! What counts as silence is this process's *own* time awake, in wake-ups, because hypervisors pause the whole machine while
+//! they cut, and in some the clock goes on counting. After such a pause a timer of the transport has expired before the
+//! answer that waits in the socket is read; here the pause is one late wake-up, like any other.
 //!
 //! ```text
-//!   bytes ──QUIET──▶ 1 ──WAKE──▶ 2 … ──WAKE──▶ WAKES_MAX: reads fail with TimedOut
+//!   bytes ──quiet──▶ 1 ──wake──▶ 2 … ──wake──▶ wakes_max: reads fail with TimedOut
 //!     ▲                  bytes                │
 //!     └───────────────────────────────────────┘
 //! ```
@@ -27,39 +31,53 @@ use tokio::{
 };
 use tonic::transport::server::Connected;
 
-/// How often the other end is asked for a sign of life.
+/// How often the daemon asks a far caller for a sign of life.
 pub const ASK: Duration = Duration::from_secs(2);
-/// Longer than a question and its answer take; then it is worth counting.
-const QUIET: Duration = Duration::from_secs(3);
-const WAKE: Duration = Duration::from_millis(500);
-/// With the numbers above: five seconds of silence.
-const WAKES_MAX: u32 = 5;
+
+/// How long an end may be silent.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// longer than a question and its answer take; then it is worth counting
+    quiet: Duration,
+    wake: Duration,
+    wakes_max: u32,
+}
+
+/// With a caller: five seconds. Writers may be waiting.
+pub const WITH_A_CALLER: Patience =
+    Patience { quiet: Duration::from_secs(3), wake: Duration::from_millis(500), wakes_max: 5 };
+/// With a guest: two minutes. It may be paused while its memory is saved.
+pub const WITH_A_GUEST: Patience =
+    Patience { quiet: Duration::from_secs(10), wake: Duration::from_secs(10), wakes_max: 12 };
 
 /// A stream that fails once its other end has been silent for too long.
 pub struct Heard<S> {
     stream: S,
+    patience: Patience,
     next: Pin<Box<Sleep>>,
     wakes: u32,
 }
 
 impl<S> Heard<S> {
     /// The silence counts from now on. Needs a tokio runtime.
-    pub fn new(stream: S) -> Self {
-        Heard { stream, next: Box::pin(sleep(QUIET)), wakes: 0 }
+    pub fn new(stream: S, patience: Patience) -> Self {
+        Heard { stream, patience, next: Box::pin(sleep(patience.quiet)), wakes: 0 }
     }
 
     fn heard(&mut self) {
         self.wakes = 0;
-        self.next.as_mut().reset(Instant::now() + QUIET);
+        let next = Instant::now() + self.patience.quiet;
+        self.next.as_mut().reset(next);
     }
 
     /// Ready when the silence has lasted; called whenever the stream itself has nothing for us.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        while self.wakes < WAKES_MAX {
+        while self.wakes < self.patience.wakes_max {
             ready!(self.next.as_mut().poll(cx));
             self.wakes += 1;
             // from now, not from when it was due: what was missed is not made up for
-            self.next.as_mut().reset(Instant::now() + WAKE);
+            let next = Instant::now() + self.patience.wake;
+            self.next.as_mut().reset(next);
         }
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the other end has fallen silent"))
     }
@@ -112,12 +130,11 @@ mod tests {
 
     use super::*;
 
-    /// The most a silent end may stay: one question goes unanswered, then the wake-ups.
     const PATIENCE: Duration = Duration::from_secs(5);
 
     fn pair() -> (Heard<DuplexStream>, DuplexStream) {
         let (ours, theirs) = duplex(64);
-        (Heard::new(ours), theirs)
+        (Heard::new(ours, WITH_A_CALLER), theirs)
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,7 +174,7 @@ mod tests {
     async fn a_pause_counts_as_one_moment_however_long_and_how_often() {
         let (mut ours, mut theirs) = pair();
         // all of it without a byte; each pause is one late wake-up, and the answer has the time of those left
-        for _ in 0..WAKES_MAX - 1 {
+        for _ in 0..WITH_A_CALLER.wakes_max - 1 {
             let mut cx = Context::from_waker(std::task::Waker::noop());
             let mut byte = [0];
             let mut buffer = ReadBuf::new(&mut byte);
