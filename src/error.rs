@@ -316,9 +316,8 @@ impl From<daemon::Error> for Failure {
             daemon::Error::Rescue(_) => {
                 (Exit::Refused, RefusalKind::FailedPrecondition, "see `holdstill rescue --help`")
             }
-            daemon::Error::Directory { .. } | daemon::Error::Door(_) => {
-                (Exit::Refused, RefusalKind::FailedPrecondition, "")
-            }
+            daemon::Error::Directory { .. } => (Exit::Refused, RefusalKind::FailedPrecondition, ""),
+            daemon::Error::Door(error) => (Exit::Refused, RefusalKind::FailedPrecondition, error.hint()),
             daemon::Error::History(_)
             | daemon::Error::Runtime(_)
             | daemon::Error::Warden(_)

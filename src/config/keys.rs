@@ -23,7 +23,7 @@ pub enum Kind {
     GuestAgent,
     /// a number from 1 to 65535
     Port,
-    /// a number from 1 to 4294967295
+    /// a number from 1 to 4294967294
     VsockPort,
     /// a string "ADDRESS:PORT"
     SocketAddress,
@@ -45,7 +45,7 @@ impl Kind {
             Kind::Principals => "list of users (\"NAME\") and groups (\"group:NAME\")".to_owned(),
             Kind::GuestAgent => "\"auto\", \"off\", an absolute path or \"vsock:PORT\"".to_owned(),
             Kind::Port => "TCP port number, 1 to 65535".to_owned(),
-            Kind::VsockPort => "vsock port number, 1 to 4294967295".to_owned(),
+            Kind::VsockPort => "vsock port number, 1 to 4294967294".to_owned(),
             Kind::SocketAddress => "string \"ADDRESS:PORT\"".to_owned(),
             Kind::Text => "string".to_owned(),
         }

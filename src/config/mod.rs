@@ -506,7 +506,7 @@ mod tests {
             ("[paths]\nrun = \"/run/../tmp\"", "\"/run/../tmp\" has .. in it"),
             ("[transient]\nmounts = [\"mnt\"]", "\"mnt\" is not an absolute path"),
             ("[listen]\nguest_agent = \"on\"", "\"on\" is not \"auto\", \"off\", an absolute path or \"vsock:PORT\""),
-            ("[listen]\nvsock = 0", "0 is not from 1 to 4294967295"),
+            ("[listen]\nvsock = 0", "0 is not from 1 to 4294967294"),
             ("[listen.tcp]\naddress = \"localhost\"", "\"localhost\" is not ADDRESS:PORT"),
             ("[listen.tcp]\naddress = \"0.0.0.0:1\"", "it is missing"),
             ("[[database]]\nengine = \"mysql\"", "it is missing"),

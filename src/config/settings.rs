@@ -264,7 +264,7 @@ fn listen(merged: &Fragment, view: &View<'_>, notes: &mut Vec<String>) -> Result
         unix,
         guest_agent,
         relay: view.bool("relay")?,
-        vsock: view.number("vsock", u32::MAX)?,
+        vsock: view.number("vsock", u32::MAX - 1)?,
         tcp: tcp(merged, notes)?,
     })
 }

@@ -28,7 +28,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
     net::UnixStream,
 };
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::VsockStream;
 
 use super::{
     agent::Agent,
@@ -43,6 +43,8 @@ use crate::{
 
 /// How long a port that is missing, vanished or taken is left alone.
 const RETRY: Duration = Duration::from_secs(5);
+/// What a stock agent that is just starting gets to take what is its own.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
 
 /// Serves the channel for as long as the daemon runs, or until it is clear that there is none for us.
 pub async fn serve(at: GuestAgent, agent: &mut Agent, root: &Path) {
@@ -57,9 +59,15 @@ pub async fn serve(at: GuestAgent, agent: &mut Agent, root: &Path) {
 
 /// Takes the port if it is there, or when it comes; whoever owned it first keeps it until we are started again.
 async fn auto(agent: &mut Agent, root: &Path) {
+    let mut first = true;
     loop {
         let root = root.to_owned();
         let found = tokio::task::spawn_blocking(move || agent_channel::read(&root)).await;
+        // a stock agent that was started a moment before us may not have opened it yet
+        if std::mem::take(&mut first) && found.as_ref().is_ok_and(|found| found.stock.is_some()) {
+            tokio::time::sleep(SECOND_LOOK).await;
+            continue;
+        }
         if let Ok(AgentChannel { device: Some(path), owner, .. }) = found {
             let taken = match owner {
                 Owner::Other { pid, name } => Err(format!("{name} (pid {pid})")),
@@ -114,7 +122,7 @@ async fn device(mut port: Port, path: &Path, agent: &mut Agent) {
 }
 
 async fn unix_socket(path: &Path, agent: &mut Agent) {
-    let listener = match listen::private_unix(path) {
+    let listener = match listen::unix::private_unix(path) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%error, "the guest-agent channel is not served");
@@ -134,25 +142,16 @@ async fn unix_socket(path: &Path, agent: &mut Agent) {
 }
 
 async fn vsock(port: u32, agent: &mut Agent) {
-    let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)) {
-        Ok(listener) => listener,
+    let mut bound = match listen::vsock::bind(port) {
+        Ok(bound) => bound,
         Err(error) => {
-            tracing::error!(%error, port, "the guest-agent channel is not served: no vsock");
+            tracing::error!(%error, hint = error.hint(), "the guest-agent channel is not served");
             return;
         }
     };
-    tracing::info!(port, "the host can ask on the guest-agent channel, by vsock");
+    tracing::info!(port, note = bound.note, "the host can ask on the guest-agent channel, by vsock");
     loop {
-        match listener.accept().await {
-            Ok((mut stream, from)) if from.cid() == VMADDR_CID_HOST => end_of(channel::serve(&mut stream, agent).await),
-            Ok((_, from)) => {
-                tracing::warn!(cid = from.cid(), "only the host may use the guest-agent channel; turned away")
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a guest-agent connection could not be accepted");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
+        end_of(channel::serve(&mut bound.listener.accept().await, agent).await);
     }
 }
 
