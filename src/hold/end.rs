@@ -75,6 +75,14 @@ impl End {
         End { refusal: Some(refusal), ..End::because(ReleaseReason::StepFailed) }
     }
 
+    /// Somebody else thawed this one while others were still being frozen: that is why, and whoever asked is told.
+    pub(super) fn thawed_before_held(&mut self, name: &str, hint: &str) {
+        if self.reason == ReleaseReason::StepFailed && self.refusal.is_none() {
+            let message = format!("hold {name}: somebody else thawed it before all was held");
+            self.refusal = End::failed(message, hint).refusal;
+        }
+    }
+
     /// Of a hold that was held: unbroken only if somebody asked to let go and nothing speaks against it.
     pub fn verdict(&self) -> Verdict {
         let asked = match self.reason {
@@ -141,5 +149,23 @@ impl End {
             }
         };
         Refusal::new(kind, reason, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asked_is_told_which_file_system_somebody_else_thawed_before_all_was_held() {
+        let mut end = End::foreign_thaw(0);
+        end.thawed_before_held("fs:/srv", "look");
+        let told = end.as_refusal();
+        assert_eq!(told.message, "hold fs:/srv: somebody else thawed it before all was held");
+        assert_eq!((told.reason, told.hint.as_str()), ("STEP_FAILED", "look"));
+
+        let mut asked = End::asked();
+        asked.thawed_before_held("fs:/srv", "look");
+        assert_eq!(asked.as_refusal().reason, "THAWED_MEANWHILE", "it would have been thawed anyway");
     }
 }

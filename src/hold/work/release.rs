@@ -110,7 +110,9 @@ impl Work<'_> {
                         step.reason.clone_from(&message);
                     });
                     let breach = problem(Severity::Refusal, "FOREIGN_THAW", name, &message, hint);
-                    if self.frozen && !end.breaches.contains(&breach) {
+                    if !self.frozen {
+                        end.thawed_before_held(name, hint);
+                    } else if !end.breaches.contains(&breach) {
                         end.breaches.push(breach);
                     }
                 }
