@@ -9,6 +9,7 @@ mod lab;
 mod machine;
 mod table;
 
+mod libvirt;
 mod snapshots;
 mod who_thaws;
 
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // most of a fact's time is waiting for a deadline
-    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS], 2);
+    let ended = lab::main_side_by_side(&[libvirt::FACTS, snapshots::FACTS, who_thaws::FACTS], 2);
     if of_the_harness {
         println!("{}", table::printed());
     }

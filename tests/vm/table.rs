@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     lab::{Lab, disk, guest_agent::Host},
-    machine::{Agent, Boot, Holdstill, Machine, Place, QemuGa, agent::Setup},
+    machine::{Agent, Boot, Holdstill, Inside, Machine, Place, QemuGa, agent::Setup},
 };
 
 /// A case of the table: what happens, and how it ends for each agent.
@@ -52,7 +52,7 @@ pub fn ends(word: impl Into<String>) -> Outcome {
 }
 
 /// Lets go within `limit`, or stays frozen.
-pub fn lets_go_or_not(guest: &Machine, limit: Duration) -> Outcome {
+pub fn lets_go_or_not(guest: &Inside, limit: Duration) -> Outcome {
     match guest.thaws_within(limit) {
         Some(took) => ends("lets go").took(took),
         None => ends("stays frozen"),
@@ -163,7 +163,7 @@ pub fn compare_in(lab: &Lab, boot: &Boot, setup: &Setup, cases: &[Case]) {
         for (case, outcome) in cases.iter().zip(outcomes) {
             let expected = expected(case, *agent);
             let right = outcome.word == expected;
-            note(lab, case, *agent, &outcome, right);
+            note(lab, case.id, case.what, *agent, &outcome, right);
             if !right {
                 wrong += 1;
                 eprintln!(
@@ -218,13 +218,23 @@ fn rows() -> PathBuf {
     disk::base().join("vm-table")
 }
 
-fn note(lab: &Lab, case: &Case, agent: &dyn Agent, outcome: &Outcome, right: bool) {
+fn note(lab: &Lab, id: &str, what: &str, agent: &dyn Agent, outcome: &Outcome, right: bool) {
     let detail = outcome.detail.lines().next().unwrap_or_default().chars().take(60).collect::<String>();
     let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
     let mark = if right { "" } else { " ✗" };
-    let row = format!("{}\t{}\t{}\t{}{detail}{mark}\n", case.id, case.what, agent.name(), outcome.word);
+    let row = format!("{id}\t{what}\t{}\t{}{detail}{mark}\n", agent.name(), outcome.word);
     let file = fs::OpenOptions::new().append(true).create(true).open(lab.store("../vm-table"));
     file.and_then(|mut file| file.write_all(row.as_bytes())).expect("the lab's directory is writable");
+}
+
+/// A row that no [`Case`] is about; answers whether it ended as expected.
+pub fn row(lab: &Lab, id: &str, what: &str, agent: &dyn Agent, expected: &str, outcome: &Outcome) -> bool {
+    note(lab, id, what, agent, outcome, outcome.word == expected);
+    if outcome.word != expected {
+        let name = agent.name();
+        eprintln!("{what}, {name}: expected “{expected}”, but it ended “{}” {}", outcome.word, outcome.detail);
+    }
+    outcome.word == expected
 }
 
 /// Forgets the last run's table.
