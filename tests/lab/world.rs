@@ -194,7 +194,7 @@ pub fn guard() -> io::Result<()> {
         return refuse(format!("/ is {} on {}", root.fs_type, root.dev));
     }
     for mount in &mounts {
-        let memory = ["overlay", "proc", "sysfs", "tmpfs"].contains(&mount.fs_type.as_str());
+        let memory = ["devpts", "overlay", "proc", "sysfs", "tmpfs"].contains(&mount.fs_type.as_str());
         let on_loop =
             mount.dev.starts_with("7:") || (mount.fs_type == "btrfs" && mount.source.starts_with("/dev/loop"));
         if !memory && !on_loop {
