@@ -33,6 +33,7 @@ facts! {
     a_slow_freeze_is_answered_before_what_came_after_it_even_to_a_new_connection,
     hanging_up_means_nothing,
     the_channel_may_be_a_serial_port,
+    a_channel_that_cannot_be_had_stops_the_daemon,
     what_is_not_ours_the_stock_agent_answers_but_not_while_held,
     what_the_administrator_has_forbidden_stays_forbidden,
     the_hold_of_another_caller_is_not_the_hosts,
@@ -288,6 +289,15 @@ fn the_channel_may_be_a_serial_port(lab: &Lab) {
     ask(request("guest-fsfreeze-freeze", Value::Null), "{\"return\": 1}\n");
     assert_eq!(daemon.phase(), "held");
     ask(request("guest-fsfreeze-thaw", Value::Null), "{\"return\": 1}\n");
+}
+
+fn a_channel_that_cannot_be_had_stops_the_daemon(lab: &Lab) {
+    let disk = lab.fs(Type::Ext4);
+    let file = lab.memory_dir("channel").join("file");
+    fs::write(&file, "no socket").expect("memory");
+    let answer = lab.daemon(&[&disk]).set("listen.guest_agent", file.display().to_string()).serve();
+    answer.exits(4).says("it exists and is not a socket");
+    assert_eq!(fs::read_to_string(&file).expect("still there"), "no socket");
 }
 
 /// A daemon that passes on what it does not answer, if the stock agent is installed.
