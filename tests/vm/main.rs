@@ -6,11 +6,12 @@
 #[expect(dead_code, reason = "the kernel tests use the rest of it")]
 mod lab;
 
+mod filesystems;
 mod machine;
-mod table;
-
 mod snapshots;
+mod table;
 mod who_thaws;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // most of a fact's time is waiting for a deadline
-    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS], 2);
+    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS, filesystems::FACTS, wire::FACTS], 2);
     if of_the_harness {
         println!("{}", table::printed());
     }

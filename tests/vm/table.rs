@@ -29,6 +29,17 @@ pub struct Case {
     pub qemu_ga: &'static str,
 }
 
+/// A row of the table; the last two say how it ends for holdstill, and for the stock agent.
+pub fn case(
+    id: &'static str,
+    what: &'static str,
+    run: fn(&Trial) -> Outcome,
+    holdstill: &'static str,
+    qemu_ga: &'static str,
+) -> Case {
+    Case { id, what, run, holdstill, qemu_ga }
+}
+
 /// How a case ended for an agent: a few words that are compared, and what is only shown.
 pub struct Outcome {
     word: String,
@@ -123,7 +134,7 @@ impl Trial<'_> {
     fn tidy(&self) {
         self.hang_up();
         self.thaw();
-        self.guest.run("fsfreeze -u /mnt/data; fsfreeze -u /");
+        self.guest.run("/sbin/fsfreeze -u /mnt/data; /sbin/fsfreeze -u /");
         assert_eq!(self.status(), json!("thawed"));
         self.guest.run("rm -f /run/marks");
     }

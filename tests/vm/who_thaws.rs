@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     lab::{Lab, guest_agent::request, now},
     machine::{Boot, agent::Setup},
-    table::{Case, Outcome, Trial, compare, compare_in, ends, lets_go_or_not, usual},
+    table::{Outcome, Trial, case, compare, compare_in, ends, lets_go_or_not, usual},
 };
 
 facts! {
@@ -27,16 +27,6 @@ facts! {
 
 /// Longer than any of these agents' limits.
 const SOON: Duration = Duration::from_secs(5);
-
-fn case(
-    id: &'static str,
-    what: &'static str,
-    run: fn(&Trial) -> Outcome,
-    holdstill: &'static str,
-    qemu_ga: &'static str,
-) -> Case {
-    Case { id, what, run, holdstill, qemu_ga }
-}
 
 fn an_agent_that_is_killed_lets_go(lab: &Lab) {
     fn run(trial: &Trial) -> Outcome {
