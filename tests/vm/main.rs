@@ -10,6 +10,7 @@ mod filesystems;
 mod machine;
 mod snapshots;
 mod table;
+mod virsh;
 mod who_thaws;
 mod wire;
 
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // most of a fact's time is waiting for a deadline
-    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS, filesystems::FACTS, wire::FACTS], 2);
+    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS, filesystems::FACTS, wire::FACTS, virsh::FACTS], 2);
     if of_the_harness {
         println!("{}", table::printed());
     }
