@@ -8,8 +8,10 @@ mod lab;
 
 mod filesystems;
 mod machine;
+mod paused;
 mod snapshots;
 mod table;
+mod transcript;
 mod virsh;
 mod who_thaws;
 mod wire;
@@ -22,7 +24,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // most of a fact's time is waiting for a deadline
-    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS, filesystems::FACTS, wire::FACTS, virsh::FACTS], 2);
+    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS, filesystems::FACTS, wire::FACTS, virsh::FACTS, paused::FACTS, transcript::FACTS], 2);
     if of_the_harness {
         println!("{}", table::printed());
     }

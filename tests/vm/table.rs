@@ -182,14 +182,15 @@ pub fn both(lab: &Lab, id: &str, what: &str, expect: [&str; 2], run: impl Fn(&dy
     rows.all_right();
 }
 
-const BOTH: [&dyn Agent; 2] = [&Holdstill, &QemuGa];
+/// Ours first.
+pub const BOTH: [&dyn Agent; 2] = [&Holdstill, &QemuGa];
 
 fn place_of(agent: &dyn Agent) -> usize {
     usize::from(agent.name() != Holdstill.name())
 }
 
 /// One thread per agent.
-fn at_once<T: Send>(run: impl Fn(&'static dyn Agent) -> T + Sync) -> Vec<T> {
+pub fn at_once<T: Send>(run: impl Fn(&'static dyn Agent) -> T + Sync) -> Vec<T> {
     thread::scope(|scope| {
         let run = &run;
         let tries: Vec<_> = BOTH.iter().map(|agent| scope.spawn(move || run(*agent))).collect();

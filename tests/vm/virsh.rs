@@ -5,12 +5,12 @@ use std::{thread, time::Duration};
 use crate::{
     lab::{Lab, finish, until},
     machine::{
-        Agent, Boot, Holdstill, Place, QemuGa,
+        Boot, Place,
         agent::Setup,
         libvirt::{Domain, Libvirt},
         oracle,
     },
-    table::{Outcome, both, ends, usual},
+    table::{BOTH, Outcome, both, ends, usual},
 };
 
 facts! {
@@ -23,8 +23,7 @@ facts! {
 /// Tries something with each agent, in a domain of its own under the same libvirtd.
 fn with_both(lab: &Lab, what: &str, setup: &Setup, expected: [&str; 2], run: fn(&Domain) -> Outcome) {
     let libvirt = Libvirt::start(lab);
-    let agents: [&dyn Agent; 2] = [&Holdstill, &QemuGa];
-    let places = agents.map(|agent| Place::new(lab, agent.name()));
+    let places = BOTH.map(|agent| Place::new(lab, agent.name()));
     both(lab, "virsh", what, expected, |agent| {
         let place = &places[usize::from(agent.name() != "holdstill")];
         let domain = libvirt.boot(place, agent.name(), &Boot::small());
