@@ -78,7 +78,6 @@ pub fn serve(settings: Settings, notes: &[String], config_file: Option<PathBuf>)
     if !is_tmpfs(&settings.paths.run) {
         return Err(Error::NotTmpfs(settings.paths.run));
     }
-    make_directory(&settings.paths.state)?;
     let _only_one = lock(&settings.paths.run)?;
     for note in notes {
         tracing::warn!("{note}");
@@ -87,6 +86,8 @@ pub fn serve(settings: Settings, notes: &[String], config_file: Option<PathBuf>)
     if rescued.hold_id.is_some() {
         tracing::warn!("an earlier daemon left a hold behind: {rescued}");
     }
+    // only now: while the root is frozen even a directory that is there already is waited for
+    make_directory(&settings.paths.state)?;
     let history = History::load(&settings.paths.run, &settings.paths.state).map_err(Error::History)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

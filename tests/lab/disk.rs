@@ -224,11 +224,16 @@ pub fn needs_recovery(image: &Path) -> bool {
 
 /// Loop devices of labs that still exist: (device name, backing file).
 pub fn attached() -> Vec<(String, String)> {
+    attached_in(&base())
+}
+
+/// Those over files below `dir`.
+pub fn attached_in(dir: &Path) -> Vec<(String, String)> {
     let entries = fs::read_dir("/sys/block").map(|e| e.flatten().collect::<Vec<_>>()).unwrap_or_default();
     let of_lab = |e: fs::DirEntry| {
         let backing = fs::read_to_string(e.path().join("loop/backing_file")).ok()?;
         let ours = backing.trim().trim_end_matches(" (deleted)");
-        Path::new(ours).starts_with(base()).then(|| (e.file_name().to_string_lossy().into_owned(), backing))
+        Path::new(ours).starts_with(dir).then(|| (e.file_name().to_string_lossy().into_owned(), backing))
     };
     entries.into_iter().filter_map(of_lab).collect()
 }

@@ -7,6 +7,11 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -51,6 +56,34 @@ impl Wanted {
     }
 }
 
+/// How many ended how.
+#[derive(Default)]
+struct Count {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Count {
+    fn tell(&mut self, fact: &Fact, end: End, took: f64) {
+        match end {
+            End::Passed => {
+                self.passed += 1;
+                println!("ok ({took:.1} s)");
+            }
+            End::Skipped(why) => {
+                self.skipped += 1;
+                println!("ignored, {why}");
+                note_skip(&format!("{}: {why}", short(fact.name)));
+            }
+            End::Failed(output) => {
+                self.failed += 1;
+                println!("FAILED ({took:.1} s)\n---- {} ----\n{output}\n----", short(fact.name));
+            }
+        }
+    }
+}
+
 /// How a fact ended.
 enum End {
     Passed,
@@ -58,8 +91,8 @@ enum End {
     Skipped(String),
 }
 
-/// The harness itself.
-pub fn main(facts: &[Fact], args: &[String]) -> ExitCode {
+/// The harness itself; `side_by_side` facts run at the same time.
+pub fn main(facts: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
     let wanted = Wanted::parse(args);
     let chosen: Vec<Fact> = facts.iter().copied().filter(|f| wanted.wants(short(f.name))).collect();
     if wanted.list {
@@ -70,34 +103,37 @@ pub fn main(facts: &[Fact], args: &[String]) -> ExitCode {
     }
     println!("\nrunning {} tests", chosen.len());
     let begun = now();
-    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     // one kernel, one RCU tunable, one lab at a time; also between processes
     let lock = lock();
-    for (number, fact) in chosen.iter().enumerate() {
-        print!("test {} ... ", short(fact.name));
-        let _ = io::stdout().flush();
-        let begun = now();
-        let end = match &lock {
-            Ok(_) => run(fact, number, wanted.no_capture),
-            Err(e) => End::Skipped(format!("kernel tests need root and a lab directory: {e}")),
-        };
-        let took = (now() - begun).as_secs_f64();
-        match end {
-            End::Passed => {
-                passed += 1;
-                println!("ok ({took:.1} s)");
+    let next = AtomicUsize::new(0);
+    let count = Mutex::new(Count::default());
+    // whoever starts a world waits for its end: a world ends with the thread that started it
+    let work = || {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(fact) = chosen.get(number) else { return };
+            if side_by_side == 1 {
+                print!("test {} ... ", short(fact.name));
+                let _ = io::stdout().flush();
             }
-            End::Skipped(why) => {
-                skipped += 1;
-                println!("ignored, {why}");
-                note_skip(&format!("{}: {why}", short(fact.name)));
+            let begun = now();
+            let end = match &lock {
+                Ok(_) => run(fact, number, wanted.no_capture),
+                Err(e) => End::Skipped(format!("kernel tests need root and a lab directory: {e}")),
+            };
+            let mut count = count.lock().expect("nobody panics while printing");
+            if side_by_side > 1 {
+                print!("test {} ... ", short(fact.name));
             }
-            End::Failed(output) => {
-                failed += 1;
-                println!("FAILED ({took:.1} s)\n---- {} ----\n{output}\n----", short(fact.name));
-            }
+            count.tell(fact, end, (now() - begun).as_secs_f64());
         }
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 0..side_by_side {
+            scope.spawn(work);
+        }
+    });
+    let Count { passed, failed, skipped } = count.into_inner().expect("nobody panics while printing");
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!(
         "\ntest result: {word}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; {} filtered out; \
@@ -176,7 +212,8 @@ fn in_world(fact: &Fact, dir: &Path, no_capture: bool) -> io::Result<End> {
         let _ = finish(&mut world, Duration::ZERO);
     }
     drop(reaper);
-    let left = || disk::attached();
+    // others may run beside it
+    let left = || disk::attached_in(dir);
     let clean = until(Duration::from_secs(5), || left().is_empty());
     let mut said = fs::read_to_string(&output).unwrap_or_default();
     let skipped = fs::read_to_string(dir.join("skipped")).ok();

@@ -71,6 +71,11 @@ macro_rules! facts {
 
 /// Dispatches the roles this binary plays; without one it is the harness.
 pub fn main(facts: &[&'static [Fact]]) -> ExitCode {
+    main_side_by_side(facts, 1)
+}
+
+/// As [`main`], with so many facts at the same time: for those that leave the machine's kernel alone.
+pub fn main_side_by_side(facts: &[&'static [Fact]], side_by_side: usize) -> ExitCode {
     let facts: Vec<Fact> = facts.concat();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -82,7 +87,7 @@ pub fn main(facts: &[&'static [Fact]]) -> ExitCode {
         ["--lab-ledger", engine, socket, progress] => {
             database::ledger_forever(engine, Path::new(socket), Path::new(progress))
         }
-        _ => harness::main(&facts, &args),
+        _ => harness::main(&facts, &args, side_by_side),
     }
 }
 

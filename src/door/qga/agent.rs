@@ -159,7 +159,10 @@ impl Agent {
         }
         // whoever holds the guest: what it runs could wait for a disk, and every later request behind it
         if self.freezer.anyone_waits() {
-            return write(to, &Err(Error::disabled(&command, FROZEN)), id).await;
+            let known = self.relay.known();
+            let nobodys = !known.is_empty() && known.iter().all(|known| known.name != command);
+            let error = if nobodys { unknown(&command) } else { Error::disabled(&command, FROZEN) };
+            return write(to, &Err(error), id).await;
         }
         let known = self.relay.commands().await.iter().find(|known| known.name == command);
         let Some(success_response) = known.map(|known| known.success_response) else {

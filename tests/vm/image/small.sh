@@ -1,0 +1,40 @@
+# shellcheck shell=bash
+# The small guest: busybox, holdstill, the stock guest agent, and nothing that writes by itself. Boots in three seconds.
+
+guest_programs=(/usr/sbin/qemu-ga /sbin/fsfreeze /usr/bin/socat /sbin/mke2fs)
+
+small_guest() {
+    local each
+    local -a used=()
+    for each in "${guest_programs[@]}"; do used+=("$(command -v "$(basename "$each")")"); done
+    piece small.img "$(sum "$program" "$here"/small* "$here/pieces.sh" "$(command -v busybox)" "${used[@]}")" make_small_guest
+}
+
+make_small_guest() {
+    local tree each
+    tree=$(mktemp -d)
+    mkdir -p "$tree"/{bin,sbin,usr/bin,usr/sbin,dev,proc,sys,run,tmp,etc/holdstill/hooks.d,root,srv,mnt/data,var/lib,var/log}
+    ln -s /run "$tree/var/run"
+    cp "$(command -v busybox)" "$tree/bin/busybox"
+    for each in $(busybox --list); do [ -e "$tree/bin/$each" ] || ln -s busybox "$tree/bin/$each"; done
+    for each in "${guest_programs[@]}"; do
+        # busybox has some of these too, with other options
+        rm -f "$tree/bin/$(basename "$each")"
+        install_program "$tree" "$(command -v "$(basename "$each")")" "$each"
+    done
+    install_program "$tree" "$program" /usr/bin/holdstill
+    cp -a "$project/packaging/etc/holdstill/holdstill.toml" "$tree/etc/holdstill/"
+    install -m 755 "$here/small-init" "$tree/sbin/init"
+    echo 'root:x:0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
+    echo 'root:x:0:' >"$tree/etc/group"
+    printf 'NAME="lab"\nID=lab\nVERSION_ID="1"\nPRETTY_NAME="The small guest"\n' >"$tree/etc/os-release"
+    ext4 "$1" 256M "$tree"
+    rm -rf "$tree"
+}
+
+# Room for as much unwritten data as the bench wants; the file is sparse.
+second_disk() {
+    piece data.img "$(sum "$here/small.sh" "$here/pieces.sh")" make_second_disk
+}
+
+make_second_disk() { ext4 "$1" 1G; }
