@@ -18,7 +18,7 @@ use nix::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
-    task::{JoinSet, LocalSet},
+    task::{JoinHandle, JoinSet, LocalSet},
 };
 
 use crate::{
@@ -117,8 +117,7 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
     let driving = tokio::task::spawn_local(driver.run());
     tokio::spawn(keep_health(entrance.health(), serving));
     tokio::spawn(keep_status(handle.clone()));
-    let (stop, mut doors) = doors.serve(&entrance);
-    let guest_agent = tokio::spawn(qga::serve(Arc::clone(&settings), handle.clone(), stop.subscribe()));
+    let (stop, mut doors, guest_agent) = doors.serve(&entrance, &settings, &handle);
     tokio::task::spawn_blocking(|| survey::warm_up(Path::new("/")));
     let _ = sys::notify::ready("idle: holds are accepted");
     tracing::info!(socket = %settings.listen.unix.display(), vsock = settings.listen.vsock, "ready");
@@ -141,6 +140,7 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
 struct Doors {
     unix: listen::unix::Connections,
     vsock: Option<listen::vsock::Connections>,
+    guest_agent: qga::place::Place,
 }
 
 impl Doors {
@@ -152,11 +152,17 @@ impl Doors {
             tracing::info!("{note}");
         }
         let unix = unix.socket.connections(Arc::new(settings.access.clone())).map_err(Error::Serve)?;
-        Ok(Doors { unix, vsock: vsock.map(|bound| bound.listener.into()) })
+        let guest_agent = qga::place::Place::open(&settings.listen.guest_agent)?;
+        Ok(Doors { unix, vsock: vsock.map(|bound| bound.listener.into()), guest_agent })
     }
 
     /// Serves them all until what is returned first is dropped.
-    fn serve(self, entrance: &Entrance) -> (watch::Sender<()>, JoinSet<Result<(), tonic::transport::Error>>) {
+    fn serve(
+        self,
+        entrance: &Entrance,
+        settings: &Arc<Settings>,
+        handle: &Handle,
+    ) -> (watch::Sender<()>, JoinSet<Result<(), tonic::transport::Error>>, JoinHandle<()>) {
         let (stop, stopped) = watch::channel(());
         let stopped = || {
             let mut stopped = stopped.clone();
@@ -167,7 +173,9 @@ impl Doors {
         if let Some(vsock) = self.vsock {
             doors.spawn(entrance.clone().serve_remote(vsock, stopped()));
         }
-        (stop, doors)
+        let hung_up = stop.subscribe();
+        let guest_agent = qga::serve(self.guest_agent, Arc::clone(settings), handle.clone(), hung_up);
+        (stop, doors, tokio::spawn(guest_agent))
     }
 }
 

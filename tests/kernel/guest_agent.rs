@@ -1,7 +1,12 @@
 //! The guest-agent channel, over a unix socket: freeze and thaw are a hold, and the host learns what became of it. The
 //! virtio port itself and real hypervisors are in `tests/vm`.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -27,6 +32,10 @@ facts! {
     a_freeze_that_cannot_be_is_an_error_that_says_why,
     a_slow_freeze_is_answered_before_what_came_after_it_even_to_a_new_connection,
     hanging_up_means_nothing,
+    the_channel_may_be_a_serial_port,
+    a_channel_that_cannot_be_had_stops_the_daemon,
+    what_is_not_ours_the_stock_agent_answers_but_not_while_held,
+    what_the_administrator_has_forbidden_stays_forbidden,
     the_hold_of_another_caller_is_not_the_hosts,
     a_host_that_does_not_read_delays_nobody,
     after_any_noise_the_next_sync_is_answered,
@@ -248,6 +257,110 @@ fn hanging_up_means_nothing(lab: &Lab) {
     }
     it.writer.assert_blocked();
     assert_eq!(it.host.thaw(), json!(1));
+}
+
+/// A terminal is one: what the host writes is not echoed, translated or cut into lines.
+fn the_channel_may_be_a_serial_port(lab: &Lab) {
+    let disk = lab.fs(Type::Ext4);
+    // this world's /dev has no terminals of its own
+    fs::create_dir_all("/dev/pts").expect("a directory");
+    let own = Some("newinstance,ptmxmode=0666");
+    nix::mount::mount(Some("devpts"), "/dev/pts", Some("devpts"), nix::mount::MsFlags::empty(), own).expect("mounted");
+    std::os::unix::fs::symlink("pts/ptmx", "/dev/ptmx").expect("this world's alone");
+    let line = nix::pty::openpty(None, None).expect("a pseudoterminal");
+    let port = nix::unistd::ttyname(&line.slave).expect("it has a name");
+    let setup = lab.daemon(&[&disk]).set("listen.guest_agent", port.display().to_string()).set("listen.relay", false);
+    let daemon = setup.start();
+    let mut host = fs::File::from(line.master);
+    let mut ask = |request: String, answer: &str| {
+        host.write_all(request.as_bytes()).expect("a terminal");
+        let mut heard = vec![0; answer.len()];
+        host.read_exact(&mut heard).expect("an answer");
+        assert_eq!(String::from_utf8_lossy(&heard), answer);
+    };
+    let taken = || daemon.log().contains("the host can ask on the guest-agent channel");
+    assert!(until(Duration::from_secs(5), taken), "{}", daemon.log());
+    // end of file and interrupt, to a terminal that is not raw
+    ask(
+        "\u{3}\u{4}\n".into(),
+        "{\"error\": {\"class\": \"GenericError\", \"desc\": \"JSON parse error, expected value at line 1 column 1\"}}\n",
+    );
+    ask(request("guest-sync", json!({"id": 7})), "{\"return\": 7}\n");
+    ask(request("guest-fsfreeze-freeze", Value::Null), "{\"return\": 1}\n");
+    assert_eq!(daemon.phase(), "held");
+    ask(request("guest-fsfreeze-thaw", Value::Null), "{\"return\": 1}\n");
+}
+
+fn a_channel_that_cannot_be_had_stops_the_daemon(lab: &Lab) {
+    let disk = lab.fs(Type::Ext4);
+    let file = lab.memory_dir("channel").join("file");
+    fs::write(&file, "no socket").expect("memory");
+    let answer = lab.daemon(&[&disk]).set("listen.guest_agent", file.display().to_string()).serve();
+    answer.exits(4).says("it exists and is not a socket");
+    assert_eq!(fs::read_to_string(&file).expect("still there"), "no socket");
+}
+
+/// A daemon that passes on what it does not answer, if the stock agent is installed.
+fn relaying(lab: &Lab) -> Channel<'_> {
+    if !std::path::Path::new("/usr/sbin/qemu-ga").exists() {
+        lab.skip("qemu-ga is not installed");
+    }
+    let disk = lab.fs(Type::Ext4);
+    let socket = lab.memory_dir("channel").join("ga.sock");
+    let daemon = lab.daemon(&[&disk]).set("listen.guest_agent", socket.display().to_string()).start();
+    Channel { host: Host::connect(&socket), writer: lab.writer(&disk), daemon, disk, socket, marks: PathBuf::new() }
+}
+
+/// Whether `guest-info` lists a command, and says it would be answered.
+fn enabled(host: &mut Host, command: &str) -> Option<bool> {
+    let info = host.ask("guest-info", Value::Null);
+    let commands = info["supported_commands"].as_array().expect("a list");
+    commands.iter().find(|known| known["name"] == command).and_then(|known| known["enabled"].as_bool())
+}
+
+fn what_is_not_ours_the_stock_agent_answers_but_not_while_held(lab: &Lab) {
+    let mut it = relaying(lab);
+    assert_eq!(enabled(&mut it.host, "guest-exec"), Some(true));
+    assert!(it.host.ask("guest-get-time", Value::Null).is_i64());
+    let run = json!({"path": "/bin/echo", "arg": ["hello"], "capture-output": true});
+    let pid = it.host.ask("guest-exec", run)["pid"].clone();
+    let mut ended = Value::Null;
+    until(Duration::from_secs(5), || {
+        ended = it.host.ask("guest-exec-status", json!({"pid": pid}));
+        ended["exited"] == true
+    });
+    assert_eq!(ended["out-data"], "aGVsbG8K", "{ended}");
+    // the id of a request that is passed on comes back, as does the stock agent's own word on what is wrong with it
+    it.host.send(b"{\"execute\": \"guest-get-time\", \"arguments\": {\"x\": 1}, \"id\": \"mine\"}\n");
+    let answer = it.host.answer();
+    assert_eq!((&answer["id"], desc(&answer["error"])), (&json!("mine"), "Parameter 'x' is unexpected"));
+    let error = it.host.ask("guest-fly", Value::Null);
+    assert_eq!(desc(&error), "The command guest-fly has not been found");
+
+    assert_eq!(it.host.freeze(), json!(1));
+    assert_eq!(enabled(&mut it.host, "guest-exec"), Some(false));
+    let error = it.host.ask("guest-get-time", Value::Null);
+    assert_eq!(desc(&error), "Command guest-get-time has been disabled: the agent is in frozen state");
+    assert_eq!(it.host.thaw(), json!(1));
+    assert!(it.host.ask("guest-get-time", Value::Null).is_i64());
+
+    it.daemon.freeze(&[]);
+    let error = it.host.ask("guest-get-time", Value::Null);
+    assert!(desc(&error).ends_with("the agent is in frozen state"), "whoever holds: {error}");
+    it.daemon.thaw();
+}
+
+fn what_the_administrator_has_forbidden_stays_forbidden(lab: &Lab) {
+    fs::create_dir_all("/etc/qemu").expect("this world's alone");
+    let forbidden = "[general]\nblock-rpcs=guest-exec,guest-get-osinfo,guest-fsfreeze-freeze\n";
+    fs::write("/etc/qemu/qemu-ga.conf", forbidden).expect("this world's alone");
+    let mut it = relaying(lab);
+    for command in ["guest-exec", "guest-get-osinfo", "guest-fsfreeze-freeze"] {
+        assert_eq!(enabled(&mut it.host, command), Some(false), "{command}");
+        let error = it.host.ask(command, Value::Null);
+        assert_eq!(desc(&error), format!("Command {command} has been disabled: the command is not allowed"));
+    }
+    assert!(it.host.ask("guest-get-time", Value::Null).is_i64());
 }
 
 fn the_hold_of_another_caller_is_not_the_hosts(lab: &Lab) {

@@ -50,6 +50,22 @@ impl Host {
         sent
     }
 
+    /// Whether the agent's side takes all of these bytes in time.
+    pub fn takes_within(&self, bytes: &[u8], limit: Duration) -> bool {
+        let mut stream = self.reader.get_ref();
+        stream.set_write_timeout(Some(limit)).expect("a socket");
+        let taken = stream.write_all(bytes).is_ok();
+        stream.set_write_timeout(None).expect("a socket");
+        taken
+    }
+
+    /// The first so many bytes of what comes next.
+    pub fn first_bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.reader.read_exact(&mut bytes).expect("an answer in time");
+        bytes
+    }
+
     /// The next line, without its newline.
     pub fn line(&mut self) -> Vec<u8> {
         self.line_within(PATIENCE).expect("an answer in time")

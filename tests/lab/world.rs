@@ -106,13 +106,8 @@ fn build(dir: &Path) -> io::Result<fs::File> {
 }
 
 /// losetup resolves paths as text: through the overlay it would open a copy in memory instead of the file it was given.
-/// Deleting from the overlay leaves the files themselves alone.
 fn hide(through_overlay: &Path) -> io::Result<()> {
-    let kind = nix::sys::statfs::statfs(through_overlay)?.filesystem_type();
-    if kind != nix::sys::statfs::OVERLAYFS_SUPER_MAGIC {
-        return Err(io::Error::other(format!("{} is not on the overlay", through_overlay.display())));
-    }
-    fs::remove_dir_all(through_overlay)
+    mount_fs("tmpfs", through_overlay, "size=4k")
 }
 
 fn mount_fs(fs_type: &str, at: &Path, options: &str) -> io::Result<()> {
@@ -194,7 +189,7 @@ pub fn guard() -> io::Result<()> {
         return refuse(format!("/ is {} on {}", root.fs_type, root.dev));
     }
     for mount in &mounts {
-        let memory = ["overlay", "proc", "sysfs", "tmpfs"].contains(&mount.fs_type.as_str());
+        let memory = ["devpts", "overlay", "proc", "sysfs", "tmpfs"].contains(&mount.fs_type.as_str());
         let on_loop =
             mount.dev.starts_with("7:") || (mount.fs_type == "btrfs" && mount.source.starts_with("/dev/loop"));
         if !memory && !on_loop {

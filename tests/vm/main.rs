@@ -6,12 +6,15 @@
 #[expect(dead_code, reason = "the kernel tests use the rest of it")]
 mod lab;
 
+mod filesystems;
 mod machine;
-mod table;
-
-mod libvirt;
+mod paused;
 mod snapshots;
+mod table;
+mod transcript;
+mod virsh;
 mod who_thaws;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -21,7 +24,18 @@ fn main() -> ExitCode {
         table::begin();
     }
     // most of a fact's time is waiting for a deadline
-    let ended = lab::main_side_by_side(&[libvirt::FACTS, snapshots::FACTS, who_thaws::FACTS], 2);
+    let ended = lab::main_side_by_side(
+        &[
+            snapshots::FACTS,
+            who_thaws::FACTS,
+            filesystems::FACTS,
+            wire::FACTS,
+            virsh::FACTS,
+            paused::FACTS,
+            transcript::FACTS,
+        ],
+        2,
+    );
     if of_the_harness {
         println!("{}", table::printed());
     }

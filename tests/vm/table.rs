@@ -29,6 +29,17 @@ pub struct Case {
     pub qemu_ga: &'static str,
 }
 
+/// A row of the table; the last two say how it ends for holdstill, and for the stock agent.
+pub fn case(
+    id: &'static str,
+    what: &'static str,
+    run: fn(&Trial) -> Outcome,
+    holdstill: &'static str,
+    qemu_ga: &'static str,
+) -> Case {
+    Case { id, what, run, holdstill, qemu_ga }
+}
+
 /// How a case ended for an agent: a few words that are compared, and what is only shown.
 pub struct Outcome {
     word: String,
@@ -123,7 +134,7 @@ impl Trial<'_> {
     fn tidy(&self) {
         self.hang_up();
         self.thaw();
-        self.guest.run("fsfreeze -u /mnt/data; fsfreeze -u /");
+        self.guest.run("/sbin/fsfreeze -u /mnt/data; /sbin/fsfreeze -u /");
         assert_eq!(self.status(), json!("thawed"));
         self.guest.run("rm -f /run/marks");
     }
@@ -148,35 +159,42 @@ pub fn compare(lab: &Lab, case: &Case) {
 
 /// Tries cases one after another in the same two guests: for those that leave nothing behind.
 pub fn compare_in(lab: &Lab, boot: &Boot, setup: &Setup, cases: &[Case]) {
-    let agents: [&dyn Agent; 2] = [&Holdstill, &QemuGa];
-    let places = agents.map(|agent| Place::new(lab, agent.name()));
-    let ended = thread::scope(|scope| {
-        let tries: Vec<_> = agents
-            .iter()
-            .zip(&places)
-            .map(|(agent, place)| scope.spawn(|| in_one_guest(*agent, place, boot, setup, cases)))
-            .collect();
-        tries.into_iter().map(|one| one.join().expect("it catches panics")).collect::<Vec<_>>()
-    });
-    let mut wrong = 0;
-    for (agent, outcomes) in agents.iter().zip(ended) {
+    let places = BOTH.map(|agent| Place::new(lab, agent.name()));
+    let ended = at_once(|agent| in_one_guest(agent, &places[place_of(agent)], boot, setup, cases));
+    let mut rows = Rows::new(lab);
+    for (agent, outcomes) in BOTH.iter().zip(ended) {
         for (case, outcome) in cases.iter().zip(outcomes) {
-            let expected = expected(case, *agent);
-            let right = outcome.word == expected;
-            note(lab, case.id, case.what, *agent, &outcome, right);
-            if !right {
-                wrong += 1;
-                eprintln!(
-                    "{} with {}: expected “{expected}”, but it ended “{}” {}",
-                    case.id,
-                    agent.name(),
-                    outcome.word,
-                    outcome.detail
-                );
-            }
+            rows.note(case.id, case.what, *agent, expected(case, *agent), &outcome);
         }
     }
-    assert_eq!(wrong, 0, "so many ended otherwise");
+    rows.all_right();
+}
+
+/// Notes what became of each row with each agent, ours first. A row is what happens, and how it ends for them.
+pub fn both(lab: &Lab, id: &str, rows: &[(&str, [&str; 2])], ended: &[Vec<Outcome>]) {
+    let mut noted = Rows::new(lab);
+    for (number, (what, expected)) in rows.iter().enumerate() {
+        for ((agent, expected), outcomes) in BOTH.iter().zip(expected).zip(ended) {
+            noted.note(id, what, *agent, expected, &outcomes[number]);
+        }
+    }
+    noted.all_right();
+}
+
+/// Ours first.
+pub const BOTH: [&dyn Agent; 2] = [&Holdstill, &QemuGa];
+
+fn place_of(agent: &dyn Agent) -> usize {
+    usize::from(agent.name() != Holdstill.name())
+}
+
+/// One thread per agent.
+pub fn at_once<T: Send>(run: impl Fn(&'static dyn Agent) -> T + Sync) -> Vec<T> {
+    thread::scope(|scope| {
+        let run = &run;
+        let tries: Vec<_> = BOTH.iter().map(|agent| scope.spawn(move || run(*agent))).collect();
+        tries.into_iter().map(|one| one.join().expect("it catches panics")).collect()
+    })
 }
 
 fn in_one_guest(agent: &dyn Agent, place: &Place, boot: &Boot, setup: &Setup, cases: &[Case]) -> Vec<Outcome> {
@@ -218,23 +236,36 @@ fn rows() -> PathBuf {
     disk::base().join("vm-table")
 }
 
-fn note(lab: &Lab, id: &str, what: &str, agent: &dyn Agent, outcome: &Outcome, right: bool) {
-    let detail = outcome.detail.lines().next().unwrap_or_default().chars().take(60).collect::<String>();
-    let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
-    let mark = if right { "" } else { " ✗" };
-    let row = format!("{id}\t{what}\t{}\t{}{detail}{mark}\n", agent.name(), outcome.word);
-    let file = fs::OpenOptions::new().append(true).create(true).open(lab.store("../vm-table"));
-    file.and_then(|mut file| file.write_all(row.as_bytes())).expect("the lab's directory is writable");
+/// Writes rows of the table, and remembers which ended otherwise than expected.
+struct Rows<'lab> {
+    lab: &'lab Lab,
+    wrong: Vec<String>,
 }
 
-/// A row that no [`Case`] is about; answers whether it ended as expected.
-pub fn row(lab: &Lab, id: &str, what: &str, agent: &dyn Agent, expected: &str, outcome: &Outcome) -> bool {
-    note(lab, id, what, agent, outcome, outcome.word == expected);
-    if outcome.word != expected {
-        let name = agent.name();
-        eprintln!("{what}, {name}: expected “{expected}”, but it ended “{}” {}", outcome.word, outcome.detail);
+impl Rows<'_> {
+    fn new(lab: &Lab) -> Rows<'_> {
+        Rows { lab, wrong: Vec::new() }
     }
-    outcome.word == expected
+
+    fn note(&mut self, id: &str, what: &str, agent: &dyn Agent, expected: &str, outcome: &Outcome) {
+        let Outcome { word, detail } = outcome;
+        let right = word == expected;
+        if !right {
+            let name = agent.name();
+            self.wrong
+                .push(format!("{id}, {what}, with {name}: expected “{expected}”, but it ended “{word}” {detail}"));
+        }
+        let detail: String = detail.lines().next().unwrap_or_default().chars().take(60).collect();
+        let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };
+        let mark = if right { "" } else { " ✗" };
+        let row = format!("{id}\t{what}\t{}\t{word}{detail}{mark}\n", agent.name());
+        let file = fs::OpenOptions::new().append(true).create(true).open(self.lab.store("../vm-table"));
+        file.and_then(|mut file| file.write_all(row.as_bytes())).expect("the lab's directory is writable");
+    }
+
+    fn all_right(self) {
+        assert!(self.wrong.is_empty(), "{}", self.wrong.join("\n"));
+    }
 }
 
 /// Forgets the last run's table.

@@ -27,8 +27,8 @@ const READ: Duration = Duration::from_secs(10);
 const WHILE_FROZEN: [&str; 6] =
     ["guest-ping", "guest-info", "guest-sync", "guest-sync-delimited", "guest-fsfreeze-status", "guest-fsfreeze-thaw"];
 
-/// Everything answered here.
-const NATIVE: [&str; 12] = [
+/// What is answered here, besides what `answers` reads from the guest.
+const OWN: [&str; 8] = [
     "guest-sync-delimited",
     "guest-sync",
     "guest-ping",
@@ -37,11 +37,12 @@ const NATIVE: [&str; 12] = [
     "guest-fsfreeze-freeze",
     "guest-fsfreeze-freeze-list",
     "guest-fsfreeze-thaw",
-    "guest-get-fsinfo",
-    "guest-get-osinfo",
-    "guest-get-host-name",
-    "guest-network-get-interfaces",
 ];
+
+/// Everything that is not the relay's.
+fn native() -> impl Iterator<Item = &'static str> {
+    OWN.into_iter().chain(answers::NATIVE)
+}
 
 /// The agent behind the channel. One for all connections: a host that reconnects finds its hold as it was.
 pub struct Agent {
@@ -73,7 +74,7 @@ impl Agent {
             Ok(request) => request,
             Err(malformed) => return write(to, &Err(malformed.error), malformed.id.as_deref()).await,
         };
-        if !NATIVE.contains(&request.command.as_str()) {
+        if !native().any(|ours| ours == request.command) {
             return self.relay(request, to).await;
         }
         let Request { command, arguments, id } = request;
@@ -136,13 +137,12 @@ impl Agent {
     /// What is answered here and what the relay answers, and whether it would now.
     async fn info(&mut self) -> Value {
         let entry = |name: &str, enabled: bool, success_response: bool| json!({"enabled": enabled, "name": name, "success-response": success_response});
-        let mut commands: Vec<Value> =
-            NATIVE.iter().map(|name| entry(name, self.disabled(name).is_none(), true)).collect();
+        let mut commands: Vec<Value> = native().map(|name| entry(name, self.disabled(name).is_none(), true)).collect();
         let closed = self.freezer.anyone_waits();
         // asking may start it, which reads its program from a disk
         let relayed = if closed { self.relay.known() } else { self.relay.commands().await }.to_vec();
         for Command { name, enabled, success_response } in relayed {
-            if !NATIVE.contains(&name.as_str()) {
+            if !native().any(|ours| ours == name) {
                 let enabled = enabled && !closed && self.policy.allows(&name);
                 commands.push(entry(&name, enabled, success_response));
             }
@@ -159,7 +159,10 @@ impl Agent {
         }
         // whoever holds the guest: what it runs could wait for a disk, and every later request behind it
         if self.freezer.anyone_waits() {
-            return write(to, &Err(Error::disabled(&command, FROZEN)), id).await;
+            let known = self.relay.known();
+            let nobodys = !known.is_empty() && known.iter().all(|known| known.name != command);
+            let error = if nobodys { unknown(&command) } else { Error::disabled(&command, FROZEN) };
+            return write(to, &Err(error), id).await;
         }
         let known = self.relay.commands().await.iter().find(|known| known.name == command);
         let Some(success_response) = known.map(|known| known.success_response) else {

@@ -117,7 +117,7 @@ impl Freezer {
         let root = self.root.clone();
         let reading = tokio::task::spawn_blocking(move || mounts::read(&root));
         let table = timeout(READ, reading).await.map_err(|_| Error::generic("reading the mounts took too long"))?;
-        let table = table.map_err(io::Error::other).flatten();
+        let table = table.map_err(io::Error::other).and_then(|read| read);
         let table = table.map_err(|error| Error::generic(format!("failed to read the mounts: {error}")))?;
         let known: BTreeSet<&Path> = table.iter().map(|line| line.mount_point.as_path()).collect();
         let found = known_among(asked, |path| known.contains(path));

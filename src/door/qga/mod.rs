@@ -1,7 +1,7 @@
 //! The QEMU guest-agent channel: the one protocol QEMU, libvirt, OpenStack, Proxmox, KubeVirt and oVirt speak to a guest.
 //!
 //! ```text
-//!   port ──▶ wire ──▶ agent ──┬─▶ freeze   status, freeze, freeze-list, thaw: a hold
+//!   place ─▶ wire ──▶ agent ──┬─▶ freeze   status, freeze, freeze-list, thaw: a hold
 //!   bytes    lines    one at  ├─▶ answers  ping, info, sync, get-fsinfo …: read here
 //!                     a time  └─▶ relay    all else: the stock qemu-ga, if there is one
 //! ```
@@ -13,9 +13,10 @@
 pub mod agent;
 pub mod answers;
 pub mod channel;
+mod device;
 pub mod freeze;
+pub mod place;
 pub mod policy;
-pub mod port;
 pub mod relay;
 pub mod reply;
 pub mod wire;
@@ -24,12 +25,12 @@ use std::{path::Path, sync::Arc};
 
 use tokio::sync::watch;
 
-use self::{agent::Agent, freeze::Freezer, policy::Policy, relay::Relay};
+use self::{agent::Agent, freeze::Freezer, place::Place, policy::Policy, relay::Relay};
 use crate::{config::Settings, hold::Handle};
 
-/// Serves the channel, wherever it is, until the other end of `stop` is dropped. Its going wrong stops nobody else from
+/// Serves the channel at `place` until the other end of `stop` is dropped. Its going wrong stops nobody else from
 /// asking.
-pub async fn serve(settings: Arc<Settings>, handle: Handle, mut stop: watch::Receiver<()>) {
+pub async fn serve(place: Place, settings: Arc<Settings>, handle: Handle, mut stop: watch::Receiver<()>) {
     let (root, run) = (Path::new("/"), &settings.paths.run);
     let policy = Policy::read(root);
     for rule in policy.rules() {
@@ -44,7 +45,7 @@ pub async fn serve(settings: Arc<Settings>, handle: Handle, mut stop: watch::Rec
     tokio::select! {
         () = async { while stop.changed().await.is_ok() {} } => {}
         // there is no channel for us
-        () = port::serve(settings.listen.guest_agent.clone(), &mut agent, root) => {}
+        () = place.serve(&mut agent, root) => {}
     }
     agent.relay.end().await;
 }

@@ -150,13 +150,6 @@ impl Machine {
         cut
     }
 
-    /// Stops the whole machine for a while, as hypervisors do while they cut.
-    pub fn pause(&self, long: Duration) {
-        self.qmp("stop", Value::Null);
-        thread::sleep(long);
-        self.qmp("cont", Value::Null);
-    }
-
     /// Writes memory and disks into a snapshot within the disks.
     pub fn save(&self, name: &str) {
         let said = self.qmp.borrow_mut().monitor(&format!("savevm {name}"));

@@ -1,6 +1,6 @@
 //! What administrators of libvirt hosts do with virsh, under a real libvirtd: our agent, and beside it the stock one.
 
-use std::{panic::resume_unwind, thread, time::Duration};
+use std::{path::PathBuf, thread, time::Duration};
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -8,12 +8,12 @@ use serde_json::Value;
 use crate::{
     lab::{Lab, finish, until},
     machine::{
-        Agent, Holdstill, Place, QemuGa,
+        Agent, Boot, Holdstill, Place,
         agent::Setup,
-        libvirt::{Domain, Libvirt, Said, Virsh},
+        libvirt::{Domain, Libvirt, Said},
         oracle,
     },
-    table::{self, Outcome, ends, lets_go_or_not, usual},
+    table::{BOTH, Outcome, at_once, both, ends, lets_go_or_not, usual},
 };
 
 facts! {
@@ -24,23 +24,20 @@ facts! {
     without_the_stock_agent_virsh_freezes_and_knows_the_disks within 120,
 }
 
-const BOTH: [&dyn Agent; 2] = [&Holdstill, &QemuGa];
-
 /// A domain with an agent that libvirt reaches.
-fn domain(virsh: Virsh, place: &Place, agent: &dyn Agent, setup: &Setup) -> Domain {
-    let domain = virsh.boot(place, agent.name());
+fn domain<'a>(libvirt: &'a Libvirt, place: &Place, agent: &dyn Agent, setup: &Setup) -> Domain<'a> {
+    let domain = libvirt.boot(place, agent.name(), &Boot::small());
     agent.begin(&domain, setup);
-    domain.has_agent();
+    domain.agent_answers();
     domain
 }
 
-/// The same with both agents at the same time, each in a domain of its own.
-fn with_both<T: Send>(lab: &Lab, virsh: Virsh, setup: &Setup, run: impl Fn(&Domain) -> T + Sync) -> [T; 2] {
-    let tries = BOTH.map(|agent| (agent, Place::new(lab, agent.name())));
-    thread::scope(|scope| {
-        let run = &run;
-        let tries = tries.map(|(agent, place)| scope.spawn(move || run(&domain(virsh, &place, agent, setup))));
-        tries.map(|one| one.join().unwrap_or_else(|thrown| resume_unwind(thrown)))
+/// The same with each agent, ours first, in domains of their own.
+fn with_both<T: Send>(lab: &Lab, libvirt: &Libvirt, setup: &Setup, run: impl Fn(&Domain) -> T + Sync) -> Vec<T> {
+    let places = BOTH.map(|agent| Place::new(lab, agent.name()));
+    at_once(|agent| {
+        let place = &places[usize::from(agent.name() != Holdstill.name())];
+        run(&domain(libvirt, place, agent, setup))
     })
 }
 
@@ -78,13 +75,14 @@ fn what_virsh_asks_is_answered_as_by_the_stock_agent(lab: &Lab) {
     }
     let libvirt = Libvirt::start(lab);
     let setup = Setup { settings: vec![("listen.relay", "true")], ..Setup::default() };
-    let [ours, theirs] = with_both(lab, libvirt.virsh, &setup, |domain| Told {
-        asked: ASKED.iter().map(|words| domain.virsh(words)).collect(),
-        time: seconds(domain.virsh(&["domtime"]).ok()),
-        nowhere: domain.virsh(&["domfsfreeze", "--mountpoint", "/nowhere"]),
+    let told = with_both(lab, &libvirt, &setup, |domain| Told {
+        asked: ASKED.iter().map(|words| domain.virsh(words[0], &words[1..])).collect(),
+        time: seconds(domain.virsh("domtime", &[]).ok()),
+        nowhere: domain.virsh("domfsfreeze", &["--mountpoint", "/nowhere"]),
     });
+    let [ours, theirs] = &told[..] else { panic!("two agents") };
     for (words, (ours, theirs)) in ASKED.iter().zip(ours.asked.iter().zip(&theirs.asked)) {
-        let plain = |said: &Said| (said.status, without_usage(&said.out), said.err.clone());
+        let plain = |said: &Said| (said.code, without_usage(&said.out));
         assert_eq!(plain(ours), plain(theirs), "{words:?}");
     }
     let said =
@@ -111,7 +109,7 @@ fn what_virsh_asks_is_answered_as_by_the_stock_agent(lab: &Lab) {
     // the one difference: to have frozen nothing is no success
     assert_eq!(theirs.nowhere.ok(), "Froze 0 filesystem(s)");
     let why = "'guest-fsfreeze-freeze-list': nothing to freeze: not mounted: /nowhere";
-    assert!(ours.nowhere.failed().ends_with(why), "{}", ours.nowhere.err);
+    assert!(ours.nowhere.failed().ends_with(why), "{}", ours.nowhere.out);
 }
 
 /// How full a disk is differs from guest to guest.
@@ -130,7 +128,7 @@ fn last_hold(domain: &Domain) -> Value {
 }
 
 /// Whether each of the two disks, as they were in these files, needs recovery.
-fn recovery(domain: &Domain, file: impl Fn(&str) -> std::path::PathBuf) -> [bool; 2] {
+fn recovery(domain: &Domain, file: impl Fn(&str) -> PathBuf) -> [bool; 2] {
     ["root", "data"].map(|disk| oracle::needs_recovery(&domain.place, &file(disk)))
 }
 
@@ -139,15 +137,15 @@ const QUIESCED: [&str; 3] = ["--disk-only", "--quiesce", "--atomic"];
 
 fn a_quiesced_snapshot_is_clean_or_fails_with_the_reason(lab: &Lab) {
     let libvirt = Libvirt::start(lab);
-    let domain = domain(libvirt.virsh, &Place::new(lab, "snapshots"), &Holdstill, &usual());
-    let cut = |name: &str, how: &[&str]| domain.virsh(&[&["snapshot-create-as", name], how].concat());
+    let domain = domain(&libvirt, &Place::new(lab, "snapshots"), &Holdstill, &usual());
+    let cut = |name: &str, how: &[&str]| domain.virsh("snapshot-create-as", &[&[name], how].concat());
     domain.write_all_the_time();
     assert!(domain.becomes("[ -e /srv/written ] && [ -e /mnt/data/written ]", Duration::from_secs(10)));
 
     assert_eq!(cut("held", &QUIESCED).ok(), "Domain snapshot held created");
     let hold = last_hold(&domain);
     assert_eq!((&hold["verdict"], &hold["reason"]), (&"unbroken".into(), &"asked".into()), "{hold}");
-    assert_eq!(recovery(&domain, |disk| domain.base(disk)), [false; 2], "the snapshot is not clean");
+    assert_eq!(recovery(&domain, |disk| domain.disk(disk)), [false; 2], "the snapshot is not clean");
     writers_go_on(&domain);
 
     cut("live", &["--disk-only", "--atomic"]).ok();
@@ -158,7 +156,7 @@ fn a_quiesced_snapshot_is_clean_or_fails_with_the_reason(lab: &Lab) {
     domain.write("/etc/holdstill/hooks.d/20-forgotten", "#!/bin/sh\n");
     let refused = cut("refused", &QUIESCED);
     let why = "'guest-fsfreeze-freeze': HOOK_UNUSABLE: use the hook /etc/holdstill/hooks.d/20-forgotten: it is not executable";
-    assert!(refused.failed().contains(why), "{}", refused.err);
+    assert!(refused.failed().contains(why), "{}", refused.out);
     assert!(!domain.above("root", "refused").exists(), "a snapshot was made all the same");
     writers_go_on(&domain);
     domain.sh("rm /etc/holdstill/hooks.d/20-forgotten");
@@ -170,22 +168,23 @@ fn a_quiesced_snapshot_is_clean_or_fails_with_the_reason(lab: &Lab) {
 fn cut_for_too_long(libvirt: &Libvirt, domain: &Domain) {
     let above = domain.above("root", "late");
     let late = thread::scope(|scope| {
-        let (virsh, name) = (libvirt.virsh, domain.name.as_str());
-        let cutting = scope.spawn(move || virsh.run(&[&["snapshot-create-as", name, "late"][..], &QUIESCED].concat()));
+        let name = domain.name.as_str();
+        let cutting =
+            scope.spawn(move || libvirt.virsh(&[&["snapshot-create-as", name, "late"][..], &QUIESCED].concat()));
         // frozen, and about to go on
         libvirt.pause(|| above.exists(), Duration::from_secs(5));
         cutting.join().expect("it only waits")
     });
     let why = "was broken: the host asked for neither status nor thaw within 3s of the freeze";
-    assert!(late.failed().contains("'guest-fsfreeze-thaw': hold qga-") && late.err.contains(why), "{}", late.err);
+    assert!(late.failed().contains("'guest-fsfreeze-thaw': hold qga-") && late.out.contains(why), "{}", late.out);
     writers_go_on(domain);
-    assert_eq!(domain.virsh(&["domfsthaw"]).ok(), "Thawed 0 filesystem(s)", "it was told already");
+    assert_eq!(domain.virsh("domfsthaw", &[]).ok(), "Thawed 0 filesystem(s)", "it was told already");
 
-    assert!(!domain.virsh(&["snapshot-list", "--name"]).ok().contains("late"));
-    let in_use = || domain.virsh(&["domblklist"]).ok().matches(".late").count();
+    assert!(!domain.virsh("snapshot-list", &["--name"]).ok().contains("late"));
+    let in_use = || domain.virsh("domblklist", &[]).ok().matches(".late").count();
     assert_eq!(in_use(), 2, "both disks go on in the new files");
     for target in ["vda", "vdb"] {
-        domain.virsh(&["blockcommit", target, "--active", "--pivot", "--shallow"]).ok();
+        domain.virsh("blockcommit", &[target, "--active", "--pivot", "--shallow"]).ok();
     }
     assert_eq!(in_use(), 0, "a commit undoes it");
     writers_go_on(domain);
@@ -208,11 +207,11 @@ fn lands_and_is_let_go(domain: &Domain) -> Outcome {
 
 /// virsh, asked to thaw what nobody thawed in time.
 fn thaws(domain: &Domain) -> Outcome {
-    let [first, second] = [domain.virsh(&["domfsthaw"]), domain.virsh(&["domfsthaw"])];
+    let [first, second] = [domain.virsh("domfsthaw", &[]), domain.virsh("domfsthaw", &[])];
     assert_eq!(second.ok(), "Thawed 0 filesystem(s)", "only the first may be kept from going on");
-    match first.err.split_once("was broken: ") {
-        None => ends(if first.status == Some(0) { first.out } else { first.err }),
-        Some((_, why)) => ends("fails, once: the hold was broken").with(why),
+    match (first.code, first.out.split_once("was broken: ")) {
+        (Some(1), Some((_, why))) => ends("fails, once: the hold was broken").with(why),
+        _ => ends(first.out),
     }
 }
 
@@ -226,38 +225,32 @@ fn a_guest_whose_virsh_gave_up_or_was_killed_is_let_go(lab: &Lab) {
         ("virsh domfsfreeze gives up (guest-agent-timeout)", ["lets go", "stays frozen"]),
         ("virsh domfsthaw after that again", ["fails, once: the hold was broken", "Thawed 2 filesystem(s)"]),
     ];
-    let ended = with_both(lab, libvirt.virsh, &slow, |domain| {
-        let mut virsh = domain.start_virsh(&["domfsfreeze"]);
+    let ended = with_both(lab, &libvirt, &slow, |domain| {
+        let mut virsh = domain.start_virsh("domfsfreeze");
         thread::sleep(Duration::from_secs(1));
         assert!(finish(&mut virsh, Duration::ZERO).is_none(), "it was to be killed while it waits");
         let killed = [lands_and_is_let_go(domain), thaws(domain)];
 
-        domain.virsh(&["guest-agent-timeout", "--timeout", "3"]).ok();
-        let gives_up = domain.virsh(&["domfsfreeze"]);
+        domain.virsh("guest-agent-timeout", &["--timeout", "3"]).ok();
+        let gives_up = domain.virsh("domfsfreeze", &[]);
         assert!(gives_up.took < Duration::from_secs(5), "{gives_up:?}");
-        assert!(gives_up.failed().ends_with("Guest agent not available for now"), "{}", gives_up.err);
+        assert!(gives_up.failed().ends_with("Guest agent not available for now"), "{}", gives_up.out);
         killed.into_iter().chain([lands_and_is_let_go(domain), thaws(domain)]).collect::<Vec<_>>()
     });
-    let mut right = true;
-    for (number, (what, expected)) in rows.into_iter().enumerate() {
-        for ((agent, expected), outcomes) in BOTH.into_iter().zip(expected).zip(&ended) {
-            right &= table::row(lab, "T04", what, agent, expected, &outcomes[number]);
-        }
-    }
-    assert!(right, "some ended otherwise");
+    both(lab, "T04", &rows, &ended);
 }
 
 fn a_hold_outlives_a_restart_of_libvirtd(lab: &Lab) {
-    let mut libvirt = Libvirt::start(lab);
+    let libvirt = Libvirt::start(lab);
     let settings = vec![("hold.max", "\"40s\""), ("hold.unclaimed", "\"30s\"")];
     let setup = Setup { settings, ..Setup::default() };
-    let domain = domain(libvirt.virsh, &Place::new(lab, "restarted"), &Holdstill, &setup);
+    let domain = domain(&libvirt, &Place::new(lab, "restarted"), &Holdstill, &setup);
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        domain.virsh(&["domfsfreeze"]).ok();
+        domain.virsh("domfsfreeze", &[]).ok();
         libvirt.restart(lab, signal);
         assert!(domain.is_frozen(), "let go by {signal} to libvirtd");
-        domain.has_agent();
-        assert_eq!(domain.virsh(&["domfsthaw"]).ok(), "Thawed 2 filesystem(s)");
+        domain.agent_answers();
+        assert_eq!(domain.virsh("domfsthaw", &[]).ok(), "Thawed 2 filesystem(s)");
         let hold = last_hold(&domain);
         assert_eq!(hold["verdict"], "unbroken", "{hold}");
     }
@@ -266,18 +259,18 @@ fn a_hold_outlives_a_restart_of_libvirtd(lab: &Lab) {
 fn without_the_stock_agent_virsh_freezes_and_knows_the_disks(lab: &Lab) {
     let libvirt = Libvirt::start(lab);
     let place = Place::new(lab, "alone");
-    let domain = libvirt.virsh.boot(&place, "alone");
+    let domain = libvirt.boot(&place, "alone", &Boot::small());
     domain.sh("rm /usr/sbin/qemu-ga");
     let agent: &dyn Agent = &Holdstill;
     agent.begin(&domain, &Setup { settings: vec![("listen.relay", "true")], ..Setup::default() });
-    domain.has_agent();
-    let guestinfo = domain.virsh(&["guestinfo"]);
+    domain.agent_answers();
+    let guestinfo = domain.virsh("guestinfo", &[]);
     for field in ["os.pretty-name", "hostname", "fs.1.disk.0.alias", "if.0.addr.0.addr"] {
         assert!(guestinfo.ok().contains(field), "no {field} in\n{}", guestinfo.out);
     }
     assert!(!guestinfo.out.contains("user.count"), "{}", guestinfo.out);
-    let time = domain.virsh(&["domtime"]);
-    assert!(time.failed().ends_with("The command guest-get-time has not been found"), "{}", time.err);
-    assert_eq!(domain.virsh(&["domfsfreeze"]).ok(), "Froze 2 filesystem(s)");
-    assert_eq!(domain.virsh(&["domfsthaw"]).ok(), "Thawed 2 filesystem(s)");
+    let time = domain.virsh("domtime", &[]);
+    assert!(time.failed().ends_with("The command guest-get-time has not been found"), "{}", time.out);
+    assert_eq!(domain.virsh("domfsfreeze", &[]).ok(), "Froze 2 filesystem(s)");
+    assert_eq!(domain.virsh("domfsthaw", &[]).ok(), "Thawed 2 filesystem(s)");
 }
