@@ -28,6 +28,8 @@ use crate::sys::{
 
 /// How long a warden may take to start, and to answer what it can answer at once.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long a target that is merely slow may take to be opened and written.
+const SLOW: Duration = Duration::from_secs(15);
 
 /// A running warden. Cheap to clone; one task owns the socket.
 #[derive(Clone)]
@@ -140,8 +142,8 @@ impl Warden {
         }
     }
 
-    /// Forks guardian and sentinel for each target; each opens, identifies, and writes its receipt as `prepared` within
-    /// `limit`. Once per hold.
+    /// Forks guardian and sentinel for each target; each opens, identifies, and writes its receipt as `prepared`. Every
+    /// `limit` those that have not answered are looked at: one that waits for a thaw ends it. Once per hold.
     ///
     /// # Errors
     /// Only a lost warden; each target's own failure is in its place in the list.
@@ -156,12 +158,20 @@ impl Warden {
             let tail = target.receipt.as_ref().map(|receipt| protocol::parts(receipt).concat()).unwrap_or_default();
             self.send(seq, Order::Open { index, target: Plan::of(target) }, tail, vec![]);
         }
-        let until = Instant::now() + limit;
+        let begun = Instant::now();
+        let mut until = begun + limit;
         let mut results: Vec<Option<Result<Prepared, PrepareError>>> = targets.iter().map(|_| None).collect();
         let mut kept: Vec<Kept> = targets.iter().map(|t| Kept { mount: t.mount.clone(), held: None }).collect();
         let mut receipts: Vec<_> = targets.into_iter().map(|target| (target.dev, target.receipt)).collect();
         while results.iter().any(Option::is_none) {
-            let Some((word, fds)) = turn.answer_until(seq, until).await? else { break };
+            let Some((word, fds)) = turn.answer_until(seq, until).await? else {
+                let silent = results.iter().enumerate().filter(|(_, result)| result.is_none());
+                if gives_up(begun.elapsed(), silent.map(|(index, _)| index).any(|index| self.waits_for_thaw(index))) {
+                    break;
+                }
+                until += limit;
+                continue;
+            };
             let Word::Opened { index, result } = word else { return Err(Lost) };
             let mount = kept.get(index).ok_or(Lost)?.mount.clone();
             results[index] = Some(match result {
@@ -174,7 +184,8 @@ impl Warden {
         }
         let late = |index: usize, kept: &Kept| {
             let guardian = self.inner.marker.entry(index).owner();
-            stuck(kept.mount.clone(), guardian.map(|guardian| guardian.pid), limit)
+            let waited = Duration::from_secs(begun.elapsed().as_secs());
+            stuck(kept.mount.clone(), guardian.map(|guardian| guardian.pid), waited)
         };
         let results = results.into_iter().enumerate();
         let results = results.map(|(index, result)| result.unwrap_or_else(|| Err(late(index, &kept[index])))).collect();
@@ -423,6 +434,12 @@ impl Turn {
     }
 }
 
+/// Whether targets that are silent for so long will not answer: at once if one of them waits for somebody's thaw. One on a
+/// slow disk, or in a guest that hardly gets a processor, is waited for, because nobody else waits while preparing.
+fn gives_up(silent_for: Duration, one_waits_for_thaw: bool) -> bool {
+    one_waits_for_thaw || silent_for >= SLOW
+}
+
 fn prepare_error(mount: PathBuf, expected: crate::guest::Dev, refused: Refused, limit: Duration) -> PrepareError {
     match refused {
         Refused::Open(fault) => PrepareError::Open { mount, source: fault.into() },
@@ -454,4 +471,17 @@ pub enum BeginError {
     Lost(#[from] Lost),
     #[error("hold again: an earlier freeze of {} has not left the kernel yet", mount.display())]
     StillStuck { mount: PathBuf },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_target_is_waited_for_and_one_that_somebody_froze_is_not() {
+        let first_look = Duration::from_secs(2);
+        assert!(!gives_up(first_look, false), "a busy guest was refused with FOREIGN_FREEZE");
+        assert!(gives_up(first_look, true));
+        assert!(gives_up(SLOW, false));
+    }
 }

@@ -25,7 +25,7 @@ use crate::{
     warden::{self, PrepareError, client::BeginError},
 };
 
-/// A target that does not let itself be opened or written within this is frozen by somebody, or its device is stuck.
+/// A target that does not let itself be opened or written within this may be frozen by somebody, and is looked at.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Being paced for longer than this is in the report.
