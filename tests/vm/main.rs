@@ -10,6 +10,7 @@ mod machine;
 mod table;
 
 mod snapshots;
+mod vsock;
 mod who_thaws;
 
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // most of a fact's time is waiting for a deadline
-    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS], 2);
+    let ended = lab::main_side_by_side(&[snapshots::FACTS, who_thaws::FACTS, vsock::FACTS], 2);
     if of_the_harness {
         println!("{}", table::printed());
     }
