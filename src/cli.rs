@@ -1,10 +1,13 @@
 //! Verbs, flags and help text; no behaviour. `main` dispatches, `client` and `run` act.
 
+pub mod endpoint;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{error, proto};
+use endpoint::Endpoint;
 
 /// Makes this machine hold still for the instant its disks are snapshotted
 #[derive(Debug, Parser)]
@@ -27,13 +30,14 @@ pub struct Cli {
 /// Accepted before and after the verb.
 #[derive(Debug, Clone, Args)]
 pub struct Global {
-    /// The daemon's socket [default: `[listen] unix` of the configuration]
-    #[arg(long, global = true, value_name = "PATH", env = "HOLDSTILL_SOCKET", hide_env_values = true)]
-    pub socket: Option<PathBuf>,
+    /// The daemon's socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
 
-    /// Where the daemon is: unix:PATH (in this version nothing else); goes before --socket
-    #[arg(long, global = true, value_name = "ENDPOINT", value_parser = endpoint)]
-    pub endpoint: Option<PathBuf>,
+    /// A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock
+    /// device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH
+    #[arg(long, global = true, value_name = "ENDPOINT", value_parser = Endpoint::parse)]
+    pub endpoint: Option<Endpoint>,
 
     /// Print exactly one JSON document on stdout; text for people goes to stderr
     #[arg(long, global = true)]
@@ -44,7 +48,7 @@ pub struct Global {
 pub enum Verb {
     /// Be the daemon
     Serve(ConfigFile),
-    /// Say what a freeze would do and what it could claim; touches nothing
+    /// Say what a freeze would do, what it could claim and who can ask for one; touches nothing
     Check(Check),
     /// Hold the machine still, and return when it is
     Freeze(Spec),
@@ -174,6 +178,7 @@ pub struct Extend {
     after_help = "The command sees every held file system through a private overlay in memory, so it cannot block on what is \
                   held; what it writes there vanishes, except what --keep names. Its input is empty; what it prints appears \
                   after the release. HOLDSTILL_ID is set to the id of the hold.\n\n\
+                  With --endpoint the guest is held and the command runs on this host, without an overlay: nothing here is held.\n\n\
                   Exit status: the command's own if the hold was unbroken (128+N if signal N ended it); 124 the hold was \
                   broken; 125 anything that kept holdstill from holding, or a --keep file that could not be kept; 126 the \
                   command is not executable; 127 it was not found."
@@ -324,20 +329,82 @@ pub enum Usage {
     Wrong { failure: error::Failure, json: bool, exit: u8 },
 }
 
-/// Parses the command line.
+/// Parses the command line; `env` is what the environment says. Afterwards `endpoint` is the place that was named, wherever
+/// that was done.
 ///
 /// # Errors
 /// [`Usage`]: help was asked for, or the flags are wrong (exit 2; 125 for `run`).
-pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Usage> {
+pub fn parse(args: impl IntoIterator<Item = OsString>, env: impl Fn(&str) -> Option<OsString>) -> Result<Cli, Usage> {
     let args: Vec<OsString> = args.into_iter().collect();
-    Cli::try_parse_from(&args).map_err(|error| match error.kind() {
+    let mut cli = Cli::try_parse_from(&args).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Usage::Shown(error.render().to_string()),
         // its rendering is the whole help text
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             wrong(&args, "what is to be done? see `holdstill --help`".to_owned())
         }
         _ => wrong(&args, error.render().to_string()),
-    })
+    })?;
+    settle(&mut cli, env).map_err(|text| wrong(&args, text))?;
+    Ok(cli)
+}
+
+/// Which daemon is meant, and whether that makes sense for the verb.
+fn settle(cli: &mut Cli, env: impl Fn(&str) -> Option<OsString>) -> Result<(), String> {
+    if let Some(verb) = cli.verb.acts_here() {
+        return match cli.global.endpoint {
+            Some(_) => {
+                Err(format!("`{verb}` asks no daemon, it acts on this machine: run it there, without --endpoint"))
+            }
+            None => Ok(()),
+        };
+    }
+    let env = |name| env(name).filter(|value| !value.is_empty());
+    let Global { socket, endpoint, .. } = &mut cli.global;
+    // clap compares only flags on the same side of the verb
+    if let (Some(socket), Some(endpoint)) = (&socket, &endpoint) {
+        return Err(format!("--socket {} and --endpoint {endpoint} name two daemons: keep one", socket.display()));
+    }
+    if endpoint.is_none() {
+        *endpoint =
+            match (socket.take().or_else(|| env("HOLDSTILL_SOCKET").map(PathBuf::from)), env("HOLDSTILL_ENDPOINT")) {
+                (Some(path), _) => Some(Endpoint::Unix(path)),
+                (None, Some(text)) => {
+                    let parsed = text.to_str().ok_or_else(|| "it is not UTF-8".to_owned()).and_then(Endpoint::parse);
+                    Some(parsed.map_err(|why| format!("HOLDSTILL_ENDPOINT cannot be used: {why}"))?)
+                }
+                (None, None) => None,
+            };
+    }
+    match (&cli.verb, &cli.global.endpoint) {
+        (Verb::Run(run), Some(endpoint)) if endpoint.is_remote() && !run.keep.is_empty() => Err(format!(
+            "--keep has nothing to keep: the command runs here, where nothing is held ({endpoint} is); what it writes stays"
+        )),
+        _ => Ok(()),
+    }
+}
+
+impl Verb {
+    /// The name of a verb that asks no daemon.
+    fn acts_here(&self) -> Option<&'static str> {
+        match self {
+            Verb::Serve(_) => Some("serve"),
+            Verb::Config(_) => Some("config"),
+            Verb::Hooks(_) => Some("hooks"),
+            Verb::Receipt(_) => Some("receipt"),
+            Verb::Verify(_) => Some("verify"),
+            Verb::Rescue(_) => Some("rescue"),
+            Verb::Gate(_) => Some("gate"),
+            Verb::Check(_)
+            | Verb::Freeze(_)
+            | Verb::Thaw(_)
+            | Verb::Extend(_)
+            | Verb::Run(_)
+            | Verb::Rehearse(_)
+            | Verb::Status
+            | Verb::Watch
+            | Verb::History(_) => None,
+        }
+    }
 }
 
 fn wrong(args: &[OsString], text: String) -> Usage {
@@ -390,17 +457,6 @@ fn id(text: &str) -> Result<String, String> {
     }
 }
 
-fn endpoint(text: &str) -> Result<PathBuf, String> {
-    match text.split_once(':') {
-        Some(("unix", path)) if path.starts_with('/') => Ok(PathBuf::from(path)),
-        Some(("unix", _)) => Err("the path must be absolute: unix:/run/holdstill/holdstill.sock".to_owned()),
-        Some((kind @ ("vsock" | "tcp"), _)) => {
-            Err(format!("{kind} endpoints are not in this version; use --socket PATH"))
-        }
-        _ => Err("an endpoint is unix:PATH".to_owned()),
-    }
-}
-
 fn disk(text: &str) -> Result<proto::DiskSelector, String> {
     use proto::disk_selector::By;
     let some = |value: &str, by: fn(String) -> By| match value {
@@ -429,14 +485,22 @@ mod tests {
     }
 
     fn parsed(line: &str) -> Cli {
-        parse(args(line)).unwrap_or_else(|usage| panic!("{usage:?}"))
+        parse(args(line), |_| None).unwrap_or_else(|usage| panic!("{usage:?}"))
     }
 
     fn refused(line: &str) -> (String, bool, u8) {
-        match parse(args(line)).expect_err("wrong") {
+        refused_in(line, &[])
+    }
+
+    fn refused_in(line: &str, env: &[(&str, &str)]) -> (String, bool, u8) {
+        match parse(args(line), in_it(env)).expect_err("wrong") {
             Usage::Wrong { failure, json, exit } => (failure.message, json, exit),
             Usage::Shown(text) => panic!("{text}"),
         }
+    }
+
+    fn in_it(env: &[(&str, &str)]) -> impl Fn(&str) -> Option<OsString> {
+        |name| env.iter().find(|(n, _)| *n == name).map(|(_, value)| value.into())
     }
 
     #[test]
@@ -448,8 +512,44 @@ mod tests {
     fn global_flags_stand_before_or_after_the_verb() {
         for line in ["holdstill --json --socket /s status", "holdstill status --json --socket /s"] {
             let global = parsed(line).global;
-            assert!(global.json && global.socket == Some("/s".into()), "{line}");
+            assert!(global.json && global.endpoint == Some(Endpoint::Unix("/s".into())), "{line}");
         }
+    }
+
+    #[test]
+    fn a_flag_is_stronger_than_the_environment_and_there_the_socket_is_stronger() {
+        let place = |line: &str, env: &[(&str, &str)]| {
+            let cli = parse(args(line), in_it(env)).unwrap_or_else(|usage| panic!("{usage:?}"));
+            cli.global.endpoint.map(|e| e.to_string()).unwrap_or_default()
+        };
+        let both = [("HOLDSTILL_SOCKET", "/env"), ("HOLDSTILL_ENDPOINT", "vsock:9:9")];
+        assert_eq!(place("holdstill status", &[]), "");
+        assert_eq!(place("holdstill status", &both[1..]), "vsock:9:9");
+        assert_eq!(place("holdstill status", &both), "/env");
+        assert_eq!(place("holdstill status --endpoint vsock:3:1", &both), "vsock:3:1");
+        assert_eq!(place("holdstill --socket /s status", &both), "/s");
+        assert_eq!(place("holdstill status", &[("HOLDSTILL_SOCKET", ""), both[1]]), "vsock:9:9");
+        assert_eq!(place("holdstill verify", &[("HOLDSTILL_ENDPOINT", "nonsense")]), "", "it asks nobody");
+        let (message, _, exit) = refused_in("holdstill thaw", &[("HOLDSTILL_ENDPOINT", "nonsense")]);
+        assert!(message.contains("HOLDSTILL_ENDPOINT cannot be used: an endpoint is vsock:") && exit == 2, "{message}");
+    }
+
+    #[test]
+    fn verbs_that_ask_no_daemon_refuse_an_endpoint() {
+        for verb in ["serve", "config", "hooks list", "receipt", "verify /a", "rescue"] {
+            let (message, _, exit) = refused(&format!("holdstill {verb} --endpoint vsock:3:7411"));
+            let name = verb.split(' ').next().unwrap_or_default();
+            assert!(message.starts_with(&format!("`{name}` asks no daemon")) && exit == 2, "{verb}: {message}");
+        }
+    }
+
+    #[test]
+    fn run_has_nothing_to_keep_when_it_is_the_guest_that_is_held() {
+        for flags in ["--endpoint vsock:3:7411 --keep /a", "--keep /a --endpoint vsock:/v:7411"] {
+            let (message, _, exit) = refused(&format!("holdstill run {flags} -- true"));
+            assert!(message.starts_with("--keep has nothing to keep") && exit == 125, "{message}");
+        }
+        parsed("holdstill run --endpoint unix:/s --keep /a -- true");
     }
 
     #[test]
@@ -516,8 +616,10 @@ mod tests {
             ("freeze --disk vda", "a disk is /dev/NAME, serial="),
             ("freeze --disk serial=", "it has nothing after the ="),
             ("freeze --require none", "possible values: application, filesystem, crash"),
-            ("status --endpoint vsock:3:7411", "vsock endpoints are not in this version"),
+            ("status --endpoint tcp:3:7411", "tcp endpoints are not in this version"),
             ("status --endpoint unix:relative", "the path must be absolute"),
+            ("status --endpoint vsock:3:7411 --socket /s", "name two daemons"),
+            ("--socket /s status --endpoint vsock:3:7411", "name two daemons"),
             ("extend", "--for <DURATION>"),
         ];
         for (line, why) in cases {
@@ -529,7 +631,7 @@ mod tests {
     #[test]
     fn help_and_version_are_no_errors() {
         for line in ["holdstill --help", "holdstill run --help", "holdstill --version"] {
-            assert!(matches!(parse(args(line)), Err(Usage::Shown(_))), "{line}");
+            assert!(matches!(parse(args(line), |_| None), Err(Usage::Shown(_))), "{line}");
         }
     }
 }

@@ -18,17 +18,22 @@ use nix::{
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{oneshot, watch},
-    task::LocalSet,
+    task::{JoinSet, LocalSet},
 };
 
 use crate::{
     config::Settings,
     door::{
-        self,
         entrance::{Entrance, Health},
-        qga::{self, agent::Agent, freeze::Freezer, policy::Policy, relay::Relay},
+        listen, qga,
     },
-    hold::{Ask, Handle, driver::Driver, history::History, report::Publisher, survey::Surroundings},
+    hold::{
+        Ask, Handle,
+        driver::Driver,
+        history::History,
+        report::Publisher,
+        survey::{self, Surroundings},
+    },
     proto::Phase,
     rescue, sys,
     warden::client::Warden,
@@ -54,7 +59,7 @@ pub enum Error {
     #[error("start the warden: {0}")]
     Warden(io::Error),
     #[error("open the door: {0}")]
-    Door(#[from] door::listen::Error),
+    Door(#[from] listen::Error),
     #[error("serve: {0}")]
     Serve(io::Error),
     #[error("serve: the task that acts ended unexpectedly; the warden has let go")]
@@ -107,44 +112,63 @@ async fn run(settings: Settings, history: History, config_file: Option<PathBuf>)
         warden,
         config_file,
     );
-    let bound = door::listen::unix(&settings.listen.unix)?;
-    if let Some(note) = &bound.note {
-        tracing::info!("{note}");
-    }
-    let connections = bound.socket.connections(Arc::new(settings.access.clone())).map_err(Error::Serve)?;
+    let doors = Doors::open(&settings)?;
     let entrance = Entrance::new(handle.clone()).await.map_err(Error::Serve)?;
     let driving = tokio::task::spawn_local(driver.run());
     tokio::spawn(keep_health(entrance.health(), serving));
     tokio::spawn(keep_status(handle.clone()));
-    let (stop, stopped) = oneshot::channel::<()>();
-    let doors = tokio::spawn(entrance.serve(connections, async {
-        let _ = stopped.await;
-    }));
-    tokio::spawn(serve_guest_agent(Arc::clone(&settings), handle.clone()));
+    let (stop, mut doors) = doors.serve(&entrance);
+    let guest_agent = tokio::spawn(qga::serve(Arc::clone(&settings), handle.clone(), stop.subscribe()));
+    tokio::task::spawn_blocking(|| survey::warm_up(Path::new("/")));
     let _ = sys::notify::ready("idle: holds are accepted");
-    tracing::info!(socket = %settings.listen.unix.display(), "ready");
+    tracing::info!(socket = %settings.listen.unix.display(), vsock = settings.listen.vsock, "ready");
 
     let result = tokio::select! {
         ended = driving => ended.map_err(|_| Error::DriverLost),
         () = asked_to_stop(&handle) => Ok(()),
     };
     let _ = sys::notify::stopping("stopping");
-    let _ = stop.send(());
+    drop(stop);
     // open calls get a moment to read their answer; a Watch without end does not keep us
-    let _ = tokio::time::timeout(std::time::Duration::from_millis(500), doors).await;
+    let closed = async { while doors.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(std::time::Duration::from_millis(500), closed).await;
+    // the stock agent behind the relay gets what it takes to end well
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(4), guest_agent).await;
     result
 }
 
-/// The guest-agent channel, wherever it is. Its going wrong stops nobody else from asking.
-async fn serve_guest_agent(settings: Arc<Settings>, handle: Handle) {
-    let root = Path::new("/");
-    let agent = Agent {
-        freezer: Freezer::new(handle, settings.hold.unclaimed, &settings.paths.run, root),
-        relay: settings.listen.relay.then(|| Relay::new(&settings.paths.run)),
-        policy: Policy::read(root),
-        root: root.to_owned(),
-    };
-    qga::port::serve(settings.listen.guest_agent.clone(), agent, root).await;
+/// Where callers come in.
+struct Doors {
+    unix: listen::unix::Connections,
+    vsock: Option<listen::vsock::Connections>,
+}
+
+impl Doors {
+    /// All that are configured, or none.
+    fn open(settings: &Settings) -> Result<Doors, Error> {
+        let unix = listen::unix::bind(&settings.listen.unix)?;
+        let vsock = settings.listen.vsock.map(listen::vsock::bind).transpose()?;
+        for note in unix.note.iter().chain(vsock.iter().filter_map(|bound| bound.note.as_ref())) {
+            tracing::info!("{note}");
+        }
+        let unix = unix.socket.connections(Arc::new(settings.access.clone())).map_err(Error::Serve)?;
+        Ok(Doors { unix, vsock: vsock.map(|bound| bound.listener.into()) })
+    }
+
+    /// Serves them all until what is returned first is dropped.
+    fn serve(self, entrance: &Entrance) -> (watch::Sender<()>, JoinSet<Result<(), tonic::transport::Error>>) {
+        let (stop, stopped) = watch::channel(());
+        let stopped = || {
+            let mut stopped = stopped.clone();
+            async move { while stopped.changed().await.is_ok() {} }
+        };
+        let mut doors = JoinSet::new();
+        doors.spawn(entrance.clone().serve(self.unix, stopped()));
+        if let Some(vsock) = self.vsock {
+            doors.spawn(entrance.clone().serve_remote(vsock, stopped()));
+        }
+        (stop, doors)
+    }
 }
 
 /// SIGTERM or SIGINT: let go of everything first.

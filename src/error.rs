@@ -23,6 +23,9 @@ pub const DOMAIN: &str = "holdstill";
 /// Longest message and longest hint in a status, in bytes; together with the rest they stay within the contract's 4 KiB.
 pub const TEXT_LIMIT: usize = 1024;
 
+/// When to ask again, where nothing better is known: a daemon that starts or stops needs about that long.
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// The reasons of the contract that more than one place needs by name.
 pub mod reason {
     /// A malformed flag, id or request.
@@ -147,7 +150,7 @@ impl From<Refusal> for Status {
                 details.add_precondition_failure_violation(refusal.reason, subject, message.as_str());
             }
             RefusalKind::ResourceExhausted | RefusalKind::Unavailable => {
-                details.set_retry_info(Some(std::time::Duration::from_secs(1)));
+                details.set_retry_info(Some(refusal.retry_after.unwrap_or(RETRY_AFTER)));
             }
             RefusalKind::Aborted
             | RefusalKind::DeadlineExceeded
@@ -313,9 +316,8 @@ impl From<daemon::Error> for Failure {
             daemon::Error::Rescue(_) => {
                 (Exit::Refused, RefusalKind::FailedPrecondition, "see `holdstill rescue --help`")
             }
-            daemon::Error::Directory { .. } | daemon::Error::Door(_) => {
-                (Exit::Refused, RefusalKind::FailedPrecondition, "")
-            }
+            daemon::Error::Directory { .. } => (Exit::Refused, RefusalKind::FailedPrecondition, ""),
+            daemon::Error::Door(error) => (Exit::Refused, RefusalKind::FailedPrecondition, error.hint()),
             daemon::Error::History(_)
             | daemon::Error::Runtime(_)
             | daemon::Error::Warden(_)

@@ -8,6 +8,7 @@
 //! - [`warden`]: the processes beside the daemon that let go when it cannot
 //! - [`rescue`]: letting go with none of them left
 //! - [`door`]: the ways in; each only translates
+//! - [`silence`]: noticing that the other end of a wire is gone, when nobody tells
 //! - [`daemon`], [`client`], [`cli`], [`run`], [`config`], [`error`]: the program around it
 //! - [`sys`]: the only `unsafe`, the only ioctls, the only process spawning
 
@@ -23,6 +24,7 @@ pub mod hold;
 pub mod json;
 pub mod rescue;
 pub mod run;
+pub mod silence;
 pub mod step;
 pub mod sys;
 pub mod telemetry;

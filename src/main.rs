@@ -16,7 +16,7 @@ fn main() -> ExitCode {
         // before anything else: it stays as small as a process can be
         return warden::run::main(arguments);
     }
-    match cli::parse(std::env::args_os()) {
+    match cli::parse(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(Cli { global, verb }) => ExitCode::from(dispatch(&global, verb)),
         Err(Usage::Shown(text)) => {
             print!("{text}");

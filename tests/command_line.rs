@@ -35,7 +35,12 @@ fn document(output: &Output) -> Json {
 }
 
 fn bare(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_holdstill")).args(args).env_remove("HOLDSTILL_SOCKET").output().expect("it starts")
+    Command::new(env!("CARGO_BIN_EXE_holdstill"))
+        .args(args)
+        .env_remove("HOLDSTILL_SOCKET")
+        .env_remove("HOLDSTILL_ENDPOINT")
+        .output()
+        .expect("it starts")
 }
 
 #[test]

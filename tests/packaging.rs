@@ -86,6 +86,12 @@ fn the_unit_lets_the_guardians_live_and_lets_go_after_the_daemon() {
 }
 
 #[test]
+fn the_unit_never_races_a_stock_agent_for_the_channel() {
+    let after = unit().into_iter().filter(|l| l.starts_with("After=")).collect::<Vec<_>>().join(" ");
+    assert!(after.contains("qemu-guest-agent.service"), "{after}");
+}
+
+#[test]
 fn the_unit_has_nothing_that_makes_a_mount_namespace_or_blocks_on_a_frozen_root() {
     // systemd.exec(5): each of these implies a mount namespace, or touches /var or /tmp when the unit starts or stops
     let never = [

@@ -133,7 +133,7 @@ impl Drop for Process {
     }
 }
 
-/// The daemon with its defaults, told to leave everything but the targets alone.
+/// The daemon with its defaults, told to leave everything but the targets alone, and not to wait between two holds.
 pub struct Holdstill {
     runtime: tokio::runtime::Runtime,
     client: HoldstillServiceClient<Channel>,
@@ -152,7 +152,8 @@ impl Holdstill {
         fs::write(
             &config,
             format!(
-                "[listen]\nunix = {}\nguest_agent = \"off\"\n\
+                "[hold]\ninterval = \"0s\"\n\
+                 [listen]\nunix = {}\nguest_agent = \"off\"\n\
                  [access]\noperate = [\"root\"]\nlook = []\n\
                  [filesystems]\ninclude = {targets:?}\n\
                  [hooks]\ndir = {}\n\

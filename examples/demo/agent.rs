@@ -54,6 +54,7 @@ pub fn configuration(places: &Places, held: &Path, transient: &Path, databases: 
         "\
 [hold]
 max = \"20s\"
+interval = \"0s\"
 [listen]
 unix = {socket:?}
 guest_agent = \"off\"

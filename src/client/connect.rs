@@ -1,17 +1,25 @@
-//! Reaching the daemon on its unix socket, with a sentence for each way that fails.
+//! Reaching the daemon, with a sentence for each way that fails. One in a guest is reached through [`super::remote`].
 
-use std::{future::Future, io, path::PathBuf, sync::Mutex, time::Duration};
+use std::{future::Future, io, path::Path, sync::Mutex, time::Duration};
 
 use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 use tokio_stream::StreamExt;
 use tonic::{
     Response, Status, Streaming,
-    transport::{Channel, Endpoint},
+    transport::{self, Channel},
 };
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
+use super::{
+    remote::{self, heard},
+    stdio,
+};
 use crate::{
+    cli::endpoint::Endpoint,
     error::{Failure, reason},
     hold::RefusalKind,
     proto::{self, holdstill_service_client::HoldstillServiceClient},
@@ -25,10 +33,14 @@ const MESSAGE_LIMIT: usize = 2 * 1024 * 1024;
 /// Where the daemon is, and how long it may take to hold.
 #[derive(Debug, Clone)]
 pub struct Daemon {
-    pub socket: PathBuf,
-    /// configured budgets for preparing and quiescing, and a minute
+    pub endpoint: Endpoint,
+    /// how long it may take to prepare and quiesce, and a minute
     pub patience: Duration,
 }
+
+/// What gRPC runs over.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
 impl Daemon {
     /// Connects.
@@ -39,39 +51,40 @@ impl Daemon {
         Ok(HoldstillServiceClient::new(self.channel().await?).max_decoding_message_size(MESSAGE_LIMIT))
     }
 
-    async fn channel(&self) -> Result<Channel, Failure> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
-        // the connector is called once for this stream; a lost connection is not silently replaced by another daemon's
-        let stream = Mutex::new(Some(stream));
-        let connector = tower::service_fn(move |_| {
-            let stream = stream.lock().expect("no holder panics").take();
-            async move { stream.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
-        });
-        // the authority is never looked up
-        let connected = Endpoint::from_static("http://holdstill").connect_with_connector(connector).await;
-        connected.map_err(|error| self.unreachable(&io::Error::other(error)))
+    async fn wire(&self) -> Result<Box<dyn Wire>, Failure> {
+        Ok(match &self.endpoint {
+            Endpoint::Unix(path) => {
+                Box::new(UnixStream::connect(path).await.map_err(|error| unreachable(path, &error))?)
+            }
+            Endpoint::Vsock { cid, port } => Box::new(heard(remote::vsock(*cid, *port).await?)),
+            Endpoint::Device { socket, port } => Box::new(heard(remote::device(socket, *port).await?)),
+        })
     }
 
-    fn unreachable(&self, error: &io::Error) -> Failure {
-        let socket = self.socket.display();
-        match error.kind() {
-            io::ErrorKind::PermissionDenied => Failure::local(
-                RefusalKind::PermissionDenied,
-                reason::NOT_PERMITTED,
-                format!("failed to connect to {socket}: not permitted"),
-            )
-            .hint("run it as root, or join the group `holdstill` to look: `usermod -aG holdstill NAME`, then log in again"),
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::local(
-                RefusalKind::Unavailable,
-                reason::DAEMON_UNREACHABLE,
-                format!("failed to connect to {socket}: no daemon is listening there"),
-            )
-            .hint("start it: `systemctl start holdstill`; if it has died, `holdstill rescue` lets go of what it left held"),
-            _ => Failure::local(
-                RefusalKind::Unavailable,
-                reason::DAEMON_UNREACHABLE,
-                format!("failed to connect to {socket}: {error}"),
-            ),
+    async fn channel(&self) -> Result<Channel, Failure> {
+        // the connector is called once for this wire; a lost connection is not silently replaced by another daemon's
+        let wire = Mutex::new(Some(self.wire().await?));
+        let connector = tower::service_fn(move |_| {
+            let wire = wire.lock().expect("no holder panics").take();
+            async move { wire.map(TokioIo::new).ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected)) }
+        });
+        // the authority is never looked up
+        transport::Endpoint::from_static("http://holdstill").connect_with_connector(connector).await.map_err(|error| {
+            let message = format!("failed to connect to {}: {error}", self.endpoint);
+            Failure::local(RefusalKind::Unavailable, reason::DAEMON_UNREACHABLE, message)
+        })
+    }
+
+    /// What our own output stands on, if it is this machine that is held.
+    pub fn output_at_stake(&self) -> stdio::Standing {
+        if self.endpoint.is_remote() { stdio::Standing::default() } else { stdio::Standing::of_this_process() }
+    }
+
+    /// The program as typed to ask this daemon again.
+    pub fn as_typed(&self) -> String {
+        match &self.endpoint {
+            Endpoint::Unix(_) => "holdstill".to_owned(),
+            remote @ (Endpoint::Vsock { .. } | Endpoint::Device { .. }) => format!("holdstill --endpoint {remote}"),
         }
     }
 
@@ -91,6 +104,29 @@ impl Daemon {
         let asked = [spec.prepare_timeout, spec.quiesce_timeout];
         let asked = asked.into_iter().flatten().filter_map(|d| Duration::try_from(d).ok()).sum::<Duration>();
         self.patience + asked
+    }
+}
+
+fn unreachable(socket: &Path, error: &io::Error) -> Failure {
+    let socket = socket.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Failure::local(
+            RefusalKind::PermissionDenied,
+            reason::NOT_PERMITTED,
+            format!("failed to connect to {socket}: not permitted"),
+        )
+        .hint("run it as root, or join the group `holdstill` to look: `usermod -aG holdstill NAME`, then log in again"),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Failure::local(
+            RefusalKind::Unavailable,
+            reason::DAEMON_UNREACHABLE,
+            format!("failed to connect to {socket}: no daemon is listening there"),
+        )
+        .hint("start it: `systemctl start holdstill`; if it has died, `holdstill rescue` lets go of what it left held"),
+        _ => Failure::local(
+            RefusalKind::Unavailable,
+            reason::DAEMON_UNREACHABLE,
+            format!("failed to connect to {socket}: {error}"),
+        ),
     }
 }
 

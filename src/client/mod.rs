@@ -9,13 +9,14 @@
 pub mod connect;
 pub mod hooks;
 pub mod live;
+mod remote;
 pub mod show;
 pub mod stdio;
 pub mod testimony;
 
 use std::{
     io::{IsTerminal, Write},
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 
@@ -24,7 +25,7 @@ use serde_json::{Value as Json, json};
 use tokio_stream::StreamExt;
 
 use crate::{
-    cli,
+    cli::{self, endpoint::Endpoint},
     config::{self, Loaded, Settings},
     error::{Exit, Failure, reason},
     hold::RefusalKind,
@@ -81,21 +82,27 @@ pub fn settings(file: Option<&Path>) -> Result<Loaded, config::Error> {
     }
 }
 
-/// The socket to ask on, and how long holds may take, as far as the flags and the machine's configuration tell. A broken
+/// The daemon to ask, and how long holds may take, as far as the flags and the machine's configuration tell. A broken
 /// configuration must not keep anyone from letting go: then it is the defaults, and that is said.
 pub fn daemon(global: &cli::Global) -> Daemon {
-    let given: Option<PathBuf> = global.endpoint.clone().or_else(|| global.socket.clone());
+    if let Some(endpoint) = global.endpoint.clone().filter(Endpoint::is_remote) {
+        return Daemon { endpoint, patience: REMOTE_PATIENCE };
+    }
     let settings = settings(None).map(|loaded| loaded.settings).unwrap_or_else(|error| {
-        if given.is_none() {
+        if global.endpoint.is_none() {
             let _ = writeln!(std::io::stderr(), "holdstill: using the default socket: {error}");
         }
         Settings::default()
     });
     Daemon {
-        socket: given.unwrap_or(settings.listen.unix),
+        endpoint: global.endpoint.clone().unwrap_or(Endpoint::Unix(settings.listen.unix)),
         patience: settings.hold.prepare + settings.hold.quiesce + Duration::from_secs(60),
     }
 }
+
+/// A guest's own configuration limits how long it prepares; we do not know it. That it is still there is asked on the
+/// way, see [`remote`].
+const REMOTE_PATIENCE: Duration = Duration::from_secs(60 * 60);
 
 /// `check`: exit 0 ready, 4 would be refused, or has reservations and `strict`.
 ///
@@ -123,7 +130,7 @@ pub async fn check(daemon: &Daemon, args: &cli::Check) -> Result<Answer, Failure
 pub async fn freeze(daemon: &Daemon, spec: &cli::Spec) -> Result<Answer, Failure> {
     let mut client = daemon.connect().await?;
     let spec_asked = spec.to_proto();
-    let ours = stdio::Standing::of_this_process();
+    let ours = daemon.output_at_stake();
     if ours.on_a_disk() {
         let request = proto::CheckRequest { spec: Some(spec_asked.clone()) };
         let plan = connect::within(daemon.patience, client.check(request)).await?.plan.unwrap_or_default();
@@ -139,7 +146,7 @@ pub async fn freeze(daemon: &Daemon, spec: &cli::Spec) -> Result<Answer, Failure
     Ok(Answer {
         document: json::to_json(&response),
         table: show::steps_and_gaps(&report),
-        sentence: show::held(&report),
+        sentence: show::held(&report, &daemon.as_typed()),
         exit: Exit::Done,
     })
 }
@@ -192,15 +199,15 @@ pub async fn extend(daemon: &Daemon, args: &cli::Extend) -> Result<Answer, Failu
     let max_hold = args.max_hold.try_into().expect("parsed within 24h");
     let request = proto::ExtendRequest { id: args.id.clone().unwrap_or_default(), max_hold: Some(max_hold) };
     let mut client = daemon.connect().await?;
-    not_on_what_is_held(&mut client).await?;
+    not_on_what_is_held(daemon, &mut client).await?;
     let response = connect::within(LOOK_PATIENCE, client.extend(request)).await?;
     let sentence = format!("extended: held for at most {} from now", show::duration(response.remaining.as_ref()));
     Ok(Answer { document: json::to_json(&response), table: String::new(), sentence, exit: Exit::Done })
 }
 
 /// Refuses if our own output lies on a file system that is held right now: writing there would wait for the release.
-async fn not_on_what_is_held(client: &mut Client) -> Result<(), Failure> {
-    let ours = stdio::Standing::of_this_process();
+async fn not_on_what_is_held(daemon: &Daemon, client: &mut Client) -> Result<(), Failure> {
+    let ours = daemon.output_at_stake();
     if ours.on_a_disk() {
         let status = connect::within(LOOK_PATIENCE, client.get_status(proto::GetStatusRequest {})).await?;
         ours.refuse_if_held(&status.current.unwrap_or_default())?;
@@ -234,7 +241,7 @@ pub async fn rehearse(daemon: &Daemon, spec: &cli::Spec) -> Result<Answer, Failu
 pub async fn status(daemon: &Daemon) -> Result<Answer, Failure> {
     let mut client = daemon.connect().await?;
     let response = connect::within(LOOK_PATIENCE, client.get_status(proto::GetStatusRequest {})).await?;
-    stdio::Standing::of_this_process().refuse_if_held(&response.current.clone().unwrap_or_default())?;
+    daemon.output_at_stake().refuse_if_held(&response.current.clone().unwrap_or_default())?;
     let accepting = daemon.accepts_holds().await?;
     let refused = "holds are not accepted: the daemon has no warden";
     Ok(Answer {
@@ -251,14 +258,15 @@ pub async fn status(daemon: &Daemon) -> Result<Answer, Failure> {
 /// The daemon is not reachable, or stopped.
 pub async fn watch(daemon: &Daemon, json: bool) -> Result<Answer, Failure> {
     let mut client = daemon.connect().await?;
-    let waits = stdio::Standing::of_this_process().on_a_disk();
+    let waits = daemon.output_at_stake().on_a_disk();
+    let program = daemon.as_typed();
     let mut events = client.watch(proto::WatchRequest::default()).await?.into_inner();
     let mut kept = String::new();
     let mut held = false;
     while let Some(response) = events.next().await {
         let response = response?;
         held = response.event.as_ref().map_or(held, |event| show::holds_after(event, held));
-        let line = if json { json::to_json(&response).to_string() } else { show::event(&response) };
+        let line = if json { json::to_json(&response).to_string() } else { show::event(&response, &program) };
         kept.push_str(&line);
         kept.push('\n');
         if !(waits && held) {
@@ -278,7 +286,7 @@ pub async fn watch(daemon: &Daemon, json: bool) -> Result<Answer, Failure> {
 /// The id is unknown, or the daemon is not reachable.
 pub async fn history(daemon: &Daemon, args: &cli::History) -> Result<Answer, Failure> {
     let mut client = daemon.connect().await?;
-    not_on_what_is_held(&mut client).await?;
+    not_on_what_is_held(daemon, &mut client).await?;
     if let Some(id) = &args.id {
         let request = proto::GetReportRequest { id: id.clone() };
         let response = connect::within(LOOK_PATIENCE, client.get_report(request)).await?;

@@ -255,10 +255,10 @@ pub fn readiness(response: &proto::CheckResponse, strict: bool) -> String {
     format!("{with}: {what} can be held, {}", level(response.reachable()))
 }
 
-/// The sentence of `freeze`.
-pub fn held(report: &proto::Report) -> String {
+/// The sentence of `freeze`; `program` is how the daemon that holds is asked again.
+pub fn held(report: &proto::Report, program: &str) -> String {
     format!(
-        "held: {}, {}, {} (hold {id}): take the snapshot, then `holdstill thaw {id}`",
+        "held: {}, {}, {} (hold {id}): take the snapshot, then `{program} thaw {id}`",
         count(report, &[proto::StepOutcome::Done]),
         level(report.consistency()),
         match &report.remaining {
@@ -356,7 +356,7 @@ pub fn history(reports: &[proto::Report]) -> String {
 }
 
 /// One line of `watch`.
-pub fn event(response: &proto::WatchResponse) -> String {
+pub fn event(response: &proto::WatchResponse, program: &str) -> String {
     use proto::event::What;
     let Some(event) = &response.event else { return String::new() };
     let time = event.time.map_or_else(String::new, |t| t.to_string());
@@ -368,7 +368,7 @@ pub fn event(response: &proto::WatchResponse) -> String {
             format!("{} {} {} {}", step.name, outcome(step.outcome()), duration(step.took.as_ref()), detail(step))
         }
         Some(What::Problem(problem)) => problems(std::slice::from_ref(problem)).trim_end().replace('\n', ";"),
-        Some(What::Held(report)) => held(report),
+        Some(What::Held(report)) => held(report, program),
         Some(What::Lagged(n)) => format!("missed {n} {}", plural(usize::try_from(*n).unwrap_or(2), "event", "events")),
         None => String::new(),
     };
@@ -417,7 +417,7 @@ mod tests {
     #[test]
     fn the_final_sentence_says_what_was_achieved_and_what_to_do() {
         assert_eq!(
-            held(&report()),
+            held(&report(), "holdstill"),
             "held: 2 file systems and 1 database, application-consistent, for at most 60 s (hold 3f2a): \
              take the snapshot, then `holdstill thaw 3f2a`"
         );

@@ -23,7 +23,7 @@ pub enum Kind {
     GuestAgent,
     /// a number from 1 to 65535
     Port,
-    /// a number from 1 to 4294967295
+    /// a number from 1 to 4294967294
     VsockPort,
     /// a string "ADDRESS:PORT"
     SocketAddress,
@@ -45,7 +45,7 @@ impl Kind {
             Kind::Principals => "list of users (\"NAME\") and groups (\"group:NAME\")".to_owned(),
             Kind::GuestAgent => "\"auto\", \"off\", an absolute path or \"vsock:PORT\"".to_owned(),
             Kind::Port => "TCP port number, 1 to 65535".to_owned(),
-            Kind::VsockPort => "vsock port number, 1 to 4294967295".to_owned(),
+            Kind::VsockPort => "vsock port number, 1 to 4294967294".to_owned(),
             Kind::SocketAddress => "string \"ADDRESS:PORT\"".to_owned(),
             Kind::Text => "string".to_owned(),
         }
@@ -203,7 +203,8 @@ pub const SECTIONS: &[Section] = &[
                 kind: Kind::GuestAgent,
                 default: Default::Is("\"auto\""),
                 about: "The QEMU guest-agent channel. \"auto\" takes /dev/virtio-ports/org.qemu.guest_agent.0 if it is \
-                        there and nobody owns it. A path is a virtio-serial port, an ISA serial port (/dev/ttyS1), or a \
+                        there and nobody owns it; what a stock qemu-ga owns stays its own, and `holdstill check` says so, \
+                        with the command that changes it. A path is a virtio-serial port, an ISA serial port (/dev/ttyS1), or a \
                         unix socket to be made; \"vsock:PORT\" listens for the host (CID 2).",
                 also: &["qga", "agent"],
             },

@@ -264,7 +264,7 @@ fn listen(merged: &Fragment, view: &View<'_>, notes: &mut Vec<String>) -> Result
         unix,
         guest_agent,
         relay: view.bool("relay")?,
-        vsock: view.number("vsock", u32::MAX)?,
+        vsock: view.number("vsock", u32::MAX - 1)?,
         tcp: tcp(merged, notes)?,
     })
 }
@@ -464,6 +464,8 @@ fn timeouts_that_cannot_both_be_met(settings: &Settings, notes: &mut Vec<String>
     };
     within(("hooks.timeout", settings.hooks.timeout), ("hold.quiesce", settings.hold.quiesce));
     within(("hold.max_stall", settings.hold.max_stall), ("hold.quiesce", settings.hold.quiesce));
+    // a hold waits for it while preparing
+    within(("hold.interval", settings.hold.interval), ("hold.prepare", settings.hold.prepare));
     for target in &settings.databases.configured {
         within((&format!("database.{}.drain", target.name), target.drain), ("hold.prepare", settings.hold.prepare));
     }

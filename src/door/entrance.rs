@@ -7,11 +7,12 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::Request;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{
     Code, Status,
     body::Body,
@@ -29,6 +30,7 @@ use super::{
 use crate::{
     hold::{Handle, Refusal, RefusalKind},
     proto::{self, holdstill_service_server::HoldstillServiceServer},
+    silence::{self, Heard},
 };
 
 type Inner = BoxCloneService<Request<Body>, http::Response<Body>, Infallible>;
@@ -37,6 +39,13 @@ type Inner = BoxCloneService<Request<Body>, http::Response<Body>, Infallible>;
 pub const MESSAGE_MAX: usize = 1 << 20;
 /// How many calls one connection may have open.
 const STREAMS_MAX: u32 = 64;
+
+/// When hyper itself gives up on an answer to its ping: it must not, see [`silence`].
+const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+fn server() -> Server {
+    Server::builder().max_concurrent_streams(STREAMS_MAX)
+}
 
 /// The contract, health and reflection behind one entrance. Cheap to clone; one serves all listeners.
 #[derive(Clone)]
@@ -90,7 +99,25 @@ impl Entrance {
     where
         C: AsyncRead + AsyncWrite + Connected<ConnectInfo = Peer> + Unpin + Send + 'static,
     {
-        Server::builder().max_concurrent_streams(STREAMS_MAX).serve_with_incoming_shutdown(self, incoming, stop).await
+        server().serve_with_incoming_shutdown(self, incoming, stop).await
+    }
+
+    /// As [`Entrance::serve`], for connections whose end nobody tells: one whose other end falls silent is ended, and its
+    /// caller is gone.
+    ///
+    /// # Errors
+    /// Those of the transport; a failed connection is not one.
+    pub async fn serve_remote<C>(
+        self,
+        incoming: impl Stream<Item = io::Result<C>>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error>
+    where
+        C: AsyncRead + AsyncWrite + Connected<ConnectInfo = Peer> + Unpin + Send + 'static,
+    {
+        let asking = server().http2_keepalive_interval(Some(silence::ASK)).http2_keepalive_timeout(Some(NEVER));
+        let heard = incoming.map(|c| c.map(|c| Heard::new(c, silence::WITH_A_CALLER)));
+        asking.serve_with_incoming_shutdown(self, heard, stop).await
     }
 
     fn meant_by(&self, path: &str) -> Inner {

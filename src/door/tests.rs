@@ -10,7 +10,7 @@ use std::{
 
 use prost::Message as _;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::{broadcast, mpsc, oneshot, watch},
     task::JoinHandle,
 };
@@ -36,6 +36,8 @@ use crate::{
         event::What, holdstill_service_client::HoldstillServiceClient,
     },
 };
+
+mod remote;
 
 /// The driver's side of everything.
 pub(super) struct Fake {
@@ -146,7 +148,7 @@ impl Served {
         let path = dir.path().join("holdstill.sock");
         let me = Principal::User { name: "me".into(), uid: nix::unistd::getuid().as_raw() };
         let access = Arc::new(Access { operate: vec![me], look: Vec::new() });
-        let connections = listen::unix(&path).unwrap().socket.connections(access).unwrap();
+        let connections = listen::unix::bind(&path).unwrap().socket.connections(access).unwrap();
         let entrance = Entrance::new(handle).await.unwrap();
         let (stop, stopped) = oneshot::channel();
         let serve = entrance.clone().serve(connections, async { _ = stopped.await });
@@ -599,22 +601,22 @@ async fn reflection_lists_the_contract() {
 }
 
 /// A connection whose peer is whoever the test says.
-struct Pretended(DuplexStream, Peer);
+struct Pretended<S>(S, Peer);
 
-impl Connected for Pretended {
+impl<S> Connected for Pretended<S> {
     type ConnectInfo = Peer;
     fn connect_info(&self) -> Peer {
         self.1.clone()
     }
 }
 
-impl AsyncRead for Pretended {
+impl<S: AsyncRead + Unpin> AsyncRead for Pretended<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Pretended {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Pretended<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)
     }

@@ -14,7 +14,7 @@ use std::{
 
 use super::{
     superblocks,
-    tasks::{self, Process},
+    tasks::{Process, Processes},
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,12 +78,12 @@ pub struct Found {
 }
 
 /// Reads `proc` below `root`. Processes that end meanwhile, or may not be looked at, are left out.
-pub fn read(root: &Path) -> Found {
+pub fn read(root: &Path, processes: &Processes) -> Found {
     let own_namespace = fs::read_link(root.join("proc/self/ns/mnt")).ok();
     let mut networks: HashMap<PathBuf, Vec<Listener>> = HashMap::new();
     let mut listeners = Vec::new();
     let mut engines = Vec::new();
-    for (engine, pid) in servers(root, &tasks::processes(root)) {
+    for (engine, pid) in servers(root, processes) {
         let dir = root.join("proc").join(pid.to_string());
         let network = fs::read_link(dir.join("ns/net")).unwrap_or_default();
         let listening = networks.entry(network).or_insert_with(|| read_listening(&dir));
@@ -198,15 +198,12 @@ fn keeps_data_in_cwd(engine: Engine) -> bool {
 }
 
 /// Servers by pid, lowest first; not their workers, which are children of the same name.
-fn servers(root: &Path, processes: &HashMap<i32, Process>) -> Vec<(Engine, i32)> {
+fn servers(root: &Path, processes: &Processes) -> Vec<(Engine, i32)> {
     let mut servers: Vec<(Engine, i32)> = processes
         .iter()
         .filter(|(_, process)| process.state != b'Z')
-        .filter_map(|(pid, process)| Some((engine_of(root, *pid, process)?, *pid)))
-        .filter(|(_, pid)| {
-            let process = &processes[pid];
-            processes.get(&process.parent).is_none_or(|parent| parent.comm != process.comm)
-        })
+        .filter(|(_, process)| processes.get(process.parent).is_none_or(|parent| parent.comm != process.comm))
+        .filter_map(|(pid, process)| Some((engine_of(root, pid, process)?, pid)))
         .collect();
     servers.sort_unstable_by_key(|(_, pid)| *pid);
     servers
@@ -257,6 +254,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn found(root: &Path) -> Found {
+        read(root, &Processes::read(root))
+    }
     use crate::guest::fixture::fixture;
 
     fn socket(engine: Engine, path: &str, pid: Option<i32>) -> Socket {
@@ -265,7 +266,7 @@ mod tests {
 
     #[test]
     fn listening_sockets_are_found_by_who_holds_them_or_where_they_are() {
-        let found = read(fixture("databases").path());
+        let found = found(fixture("databases").path());
         assert_eq!(
             found.sockets,
             [
@@ -281,13 +282,13 @@ mod tests {
         let root = fixture("databases");
         std::fs::create_dir_all(root.path().join("run/mysqld")).unwrap();
         let _listener = UnixListener::bind(root.path().join("run/mysqld/mysqld.sock")).unwrap();
-        let found = read(root.path());
+        let found = found(root.path());
         assert!(found.sockets.contains(&socket(Engine::Mariadb, "/run/mysqld/mysqld.sock", Some(600))), "{found:#?}");
     }
 
     #[test]
     fn servers_are_counted_not_their_workers_and_engines_we_cannot_hold_are_named() {
-        let found = read(fixture("databases").path());
+        let found = found(fixture("databases").path());
         let engines: Vec<(Engine, i32, bool)> = found.engines.iter().map(|e| (e.engine, e.pid, e.elsewhere)).collect();
         assert_eq!(
             engines,
@@ -307,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_proc_has_no_databases() {
-        assert_eq!(read(tempfile::tempdir().unwrap().path()), Found::default());
+        assert_eq!(found(tempfile::tempdir().unwrap().path()), Found::default());
     }
 
     proptest! {

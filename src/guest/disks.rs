@@ -67,7 +67,7 @@ pub fn read(root: &Path) -> BlockGraph {
     let mut pending = Vec::new();
     for entry in fs::read_dir(root.join("sys/dev/block")).into_iter().flatten().flatten() {
         let Some(dev) = entry.file_name().to_str().and_then(Dev::parse) else { continue };
-        let Ok(dir) = entry.path().canonicalize() else { continue };
+        let Ok(dir) = sysfs::followed(&entry.path()) else { continue };
         let Some(mut device) = sysfs::device(root, dev, &dir) else { continue };
         device.uuid = device.uuid.or_else(|| uuids.get(&device.name).cloned());
         device.label = device.label.or_else(|| labels.get(&device.name).cloned());

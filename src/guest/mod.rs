@@ -1,13 +1,19 @@
 //! Reading the guest. Every reader takes a `root`, every parser takes text; nothing here touches a target file system.
 
+pub mod agent_channel;
+pub mod attachment;
 pub mod databases;
 pub mod disks;
+pub mod filesystems;
 #[cfg(test)]
 mod fixture;
 pub mod mounts;
+pub mod network;
 pub mod order;
+pub mod osinfo;
 pub mod platform;
 pub mod preflight;
+mod stock_agent;
 pub mod superblock;
 pub mod superblocks;
 pub mod sysfs;
@@ -16,9 +22,13 @@ pub mod transient;
 pub mod watchdogs;
 
 use std::{
-    fmt, io,
+    fmt,
+    fs::File,
+    io::{self, Read as _},
     path::{Path, PathBuf},
 };
+
+use tasks::Processes;
 
 /// A device number as mountinfo prints it: the superblock's, not `st_dev` (they differ on btrfs subvolumes).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -100,15 +110,17 @@ pub struct Guest {
     pub disks: disks::BlockGraph,
     /// superblocks' dependencies: (inner, outer): inner's device or data lies on outer; inner must freeze first
     pub lies_on: Vec<(Dev, Dev)>,
+    pub processes: Processes,
 }
 
-/// Reads mounts, block devices and their dependencies below `root` ("/" on a real machine).
+/// Reads processes, mounts, block devices and their dependencies below `root` ("/" on a real machine).
 ///
 /// # Errors
 /// If `proc/self/mountinfo` cannot be read. A missing /sys is not an error: it yields fewer dependencies.
 pub fn read(root: &Path) -> io::Result<Guest> {
     let own = mounts::read(root)?;
-    let mut superblocks = superblocks::read(root, &own);
+    let processes = Processes::read(root);
+    let mut superblocks = superblocks::read(root, &own, &processes);
     let mut disks = disks::read(root);
     disks.connect(&superblocks, &own);
     for superblock in &mut superblocks {
@@ -117,7 +129,19 @@ pub fn read(root: &Path) -> io::Result<Guest> {
         }
     }
     let lies_on = disks.lies_on(&superblocks);
-    Ok(Guest { superblocks, disks, lies_on })
+    Ok(Guest { superblocks, disks, lies_on, processes })
+}
+
+/// A file of /proc or /sys, of which there are many and each has at most a page: no more system calls than it takes.
+fn read_small(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let mut bytes = vec![0; 4096];
+    let length = file.read(&mut bytes)?;
+    bytes.truncate(length);
+    if length == 4096 {
+        file.read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Dev, Guest,
     mounts::{self, MountLine},
-    tasks::{self, BlockedTask},
+    tasks::BlockedTask,
     watchdogs::{self, HungTask, Watchdog},
 };
 
@@ -89,15 +89,15 @@ pub struct Scrub {
 /// Gathers all but [`Facts::blocked`], which takes two samples. Reads /proc, /sys and systemd's configuration below `root`;
 /// the command line of a `btrfs` process may block while it faults in memory: run it in a thread with a limit.
 pub fn read(root: &Path, guest: &Guest) -> Facts {
-    let processes = tasks::processes(root);
+    let processes = &guest.processes;
     let mut cluster: Vec<(String, i32)> = processes
         .iter()
         .filter(|(_, process)| is_cluster_member(&process.comm))
-        .map(|(pid, process)| (process.comm.clone(), *pid))
+        .map(|(pid, process)| (process.comm.clone(), pid))
         .collect();
     cluster.sort();
     let btrfs_programs =
-        processes.iter().filter(|(_, process)| process.comm == "btrfs" && process.state != b'Z').map(|(pid, _)| *pid);
+        processes.iter().filter(|(_, process)| process.comm == "btrfs" && process.state != b'Z').map(|(pid, _)| pid);
     let own = mounts::read(root).unwrap_or_default();
     let mut scrubs: Vec<Scrub> = btrfs_programs.filter_map(|pid| scrub(root, pid, guest, &own)).collect();
     scrubs.sort_by_key(|scrub| scrub.pid);
@@ -106,9 +106,9 @@ pub fn read(root: &Path, guest: &Guest) -> Facts {
         btrfs: btrfs_operations(root),
         scrubs,
         hung_task: watchdogs::hung_task(root),
-        watchdogs: watchdogs::watchdogs(root),
+        watchdogs: watchdogs::watchdogs(root, processes),
         runtime_watchdog: watchdogs::runtime_watchdog(root),
-        journald: processes.values().any(|process| process.comm == "systemd-journal"),
+        journald: processes.iter().any(|(_, process)| process.comm == "systemd-journal"),
         cluster,
         user_served: guest
             .disks
@@ -369,7 +369,11 @@ fn is_user_served(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest::{self, fixture::fixture};
+    use crate::guest::{
+        self,
+        fixture::fixture,
+        tasks::{Processes, blocked_tasks},
+    };
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -461,7 +465,10 @@ mod tests {
 
     #[test]
     fn tasks_blocked_on_a_target_are_one_refusal_that_counts_them() {
-        let facts = Facts { blocked: tasks::blocked_tasks(fixture("preflight").path()), ..Facts::default() };
+        let facts = Facts {
+            blocked: blocked_tasks(fixture("preflight").path(), &Processes::read(fixture("preflight").path())),
+            ..Facts::default()
+        };
         let found = findings(&facts, MINUTE, &[data()]);
         assert_eq!(codes(&found), [(Severity::Refusal, "TASK_BLOCKED", "/data")]);
         assert!(found[0].message.contains("(and 1 more)"), "{}", found[0].message);

@@ -15,7 +15,7 @@ use nix::libc;
 use super::{
     Dev, Kind, MountPoint, Superblock,
     mounts::{self, MountLine, Table, has_option, kind_of},
-    tasks,
+    tasks::Processes,
 };
 
 /// One entry per superblock, own namespace first, then those seen only in `foreign` ones (a process of each, and its mounts).
@@ -151,12 +151,12 @@ fn in_order_of_preference(mut lines: Vec<&MountLine>) -> Vec<&MountLine> {
 /// Every superblock mounted on this machine: those of `own` first, then those only other namespaces show. One process of
 /// each is looked at, the lowest pid. Namespaces without a process (kept by a bind mount or a descriptor), and processes
 /// whose namespace may not be looked at, are not seen.
-pub fn read(root: &Path, own: &[MountLine]) -> Vec<Superblock> {
+pub fn read(root: &Path, own: &[MountLine], processes: &Processes) -> Vec<Superblock> {
     let is_dir = |path: &Path| is_directory(&under(root, path));
     let mut all = Collected::default();
     all.add(own, None, &is_dir);
     let mut namespaces: HashSet<PathBuf> = fs::read_link(root.join("proc/self/ns/mnt")).into_iter().collect();
-    for pid in tasks::pids(root) {
+    for pid in processes.with_files() {
         let dir = root.join("proc").join(pid.to_string());
         let Ok(namespace) = fs::read_link(dir.join("ns/mnt")) else { continue };
         if namespaces.contains(&namespace) {

@@ -2,11 +2,11 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
-    path::{Path, PathBuf},
+    fs, io,
+    path::{Component, Path, PathBuf},
 };
 
-use super::Dev;
+use super::{Dev, read_small};
 
 /// One block device as the kernel names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,6 +72,10 @@ pub struct Identity {
 
 pub(super) fn device(root: &Path, dev: Dev, dir: &Path) -> Option<BlockDevice> {
     let name = dir.file_name()?.to_str()?.replace('!', "/");
+    let size_bytes = line(dir.join("size")).and_then(|sectors| sectors.parse::<u64>().ok()).unwrap_or(0) * 512;
+    if size_bytes == 0 && is_spare(&name) {
+        return None;
+    }
     let partition = line(dir.join("partition")).and_then(|number| {
         let disk = Dev::parse(&line(dir.parent()?.join("dev"))?)?;
         Some(Partition { disk, number: number.parse().ok()? })
@@ -89,7 +93,7 @@ pub(super) fn device(root: &Path, dev: Dev, dir: &Path) -> Option<BlockDevice> {
     };
     Some(BlockDevice {
         dev,
-        size_bytes: line(dir.join("size")).and_then(|sectors| sectors.parse::<u64>().ok()).unwrap_or(0) * 512,
+        size_bytes,
         memory: is_memory(&name),
         name,
         partition,
@@ -104,7 +108,16 @@ pub(super) fn device(root: &Path, dev: Dev, dir: &Path) -> Option<BlockDevice> {
 }
 
 fn is_memory(name: &str) -> bool {
-    ["zram", "ram"].iter().any(|kind| {
+    is_numbered(name, &["zram", "ram"])
+}
+
+/// Waiting to be given something: every machine has eight loops or sixteen nbds that are nothing.
+fn is_spare(name: &str) -> bool {
+    is_numbered(name, &["loop", "nbd"])
+}
+
+fn is_numbered(name: &str, kinds: &[&str]) -> bool {
+    kinds.iter().any(|kind| {
         name.strip_prefix(kind).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
     })
 }
@@ -140,7 +153,7 @@ fn unit_serial_number(page: &[u8]) -> Option<String> {
 }
 
 /// dddd:dd:dd.d
-fn is_pci_address(part: &str) -> bool {
+pub(super) fn is_pci_address(part: &str) -> bool {
     let lengths: Vec<usize> = part.split([':', '.']).map(str::len).collect();
     lengths == [4, 2, 2, 1]
         && part.bytes().all(|b| b.is_ascii_hexdigit() || b == b':' || b == b'.')
@@ -156,14 +169,14 @@ fn vmbus_id(device: &Path) -> Option<String> {
 }
 
 /// udev's database of one device: `E:NAME=value` lines.
-struct Udev(String);
+pub(super) struct Udev(String);
 
 impl Udev {
-    fn read(root: &Path, dev: Dev) -> Self {
+    pub(super) fn read(root: &Path, dev: Dev) -> Self {
         Self(fs::read_to_string(root.join(format!("run/udev/data/b{dev}"))).unwrap_or_default())
     }
 
-    fn get(&self, name: &str) -> Option<String> {
+    pub(super) fn get(&self, name: &str) -> Option<String> {
         let value = self.0.lines().find_map(|l| l.strip_prefix("E:")?.strip_prefix(name)?.strip_prefix('='))?;
         (!value.is_empty()).then(|| value.to_string())
     }
@@ -210,6 +223,8 @@ fn unescape(name: &str) -> String {
 fn links(dir: &Path) -> Vec<(PathBuf, String)> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
+        // the directory itself says which are links
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
         .filter_map(|entry| {
             let target = fs::read_link(entry.path()).ok()?;
             Some((entry.path(), target.file_name()?.to_str()?.to_string()))
@@ -227,6 +242,20 @@ pub(super) fn aliases(root: &Path) -> BTreeMap<PathBuf, String> {
     directories.flat_map(|dir| links(&dir)).filter_map(absolute).collect()
 }
 
+/// Where a link of /sys leads: `../../devices/…`, below which there are no more links. One system call instead of one for
+/// each directory on the way.
+pub(super) fn followed(link: &Path) -> io::Result<PathBuf> {
+    let target = fs::read_link(link)?;
+    let mut path = link.parent().unwrap_or(Path::new("/")).to_owned();
+    for part in target.components() {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            part => path.push(part),
+        }
+    }
+    Ok(path)
+}
+
 pub(super) fn names_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
@@ -234,8 +263,8 @@ pub(super) fn names_in(dir: &Path) -> Vec<String> {
     names
 }
 
-fn line(path: PathBuf) -> Option<String> {
-    let bytes = fs::read(path).ok()?;
+pub(super) fn line(path: PathBuf) -> Option<String> {
+    let bytes = read_small(&path).ok()?;
     let text = String::from_utf8_lossy(&bytes).trim().to_string();
     (!text.is_empty()).then_some(text)
 }

@@ -4,7 +4,7 @@
 //! Only files of /proc that never wait for the process itself are read; `cmdline` and `maps` do (they take its memory lock).
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
 };
@@ -12,6 +12,7 @@ use std::{
 use super::{
     Dev,
     mounts::{self, MountLine},
+    read_small,
 };
 
 /// Every process below `proc`, lowest first.
@@ -22,27 +23,63 @@ pub(super) fn pids(root: &Path) -> Vec<i32> {
     pids
 }
 
-/// A process by its name, parent and state letter.
-pub(super) struct Process {
+/// A process by its name, parent, state letter and number of threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
     pub comm: String,
     pub parent: i32,
     pub state: u8,
+    /// 0: not known
+    threads: u32,
 }
 
-pub(super) fn processes(root: &Path) -> HashMap<i32, Process> {
-    let read = |pid: i32| {
-        let stat = fs::read(root.join("proc").join(pid.to_string()).join("stat")).ok()?;
-        Some((pid, process(&String::from_utf8_lossy(&stat))?))
-    };
-    pids(root).into_iter().filter_map(read).collect()
+/// All that runs, read once: thousands of processes are thousands of files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Processes(BTreeMap<i32, Process>);
+
+impl Processes {
+    /// One that ends meanwhile or hides its name is kept without one: its other files may still be read.
+    pub fn read(root: &Path) -> Processes {
+        let proc = root.join("proc");
+        let read = |pid: i32| {
+            let stat = read_small(&proc.join(format!("{pid}/stat"))).unwrap_or_default();
+            let nameless = || Process { comm: String::new(), parent: 0, state: b'?', threads: 0 };
+            (pid, process(&String::from_utf8_lossy(&stat)).unwrap_or_else(nameless))
+        };
+        Processes(pids(root).into_iter().map(read).collect())
+    }
+
+    /// Lowest pid first.
+    pub fn iter(&self) -> impl Iterator<Item = (i32, &Process)> {
+        self.0.iter().map(|(pid, process)| (*pid, process))
+    }
+
+    pub fn get(&self, pid: i32) -> Option<&Process> {
+        self.0.get(&pid)
+    }
+
+    /// Pids of all but kernel threads, which have neither files nor mounts of their own.
+    pub fn with_files(&self) -> impl Iterator<Item = i32> {
+        // in a pid namespace of its own, 2 is somebody else
+        let has_kthreadd = self.get(2).is_some_and(|second| second.comm == "kthreadd" && second.parent == 0);
+        self.iter()
+            .filter(move |(pid, process)| !(has_kthreadd && (*pid == 2 || process.parent == 2)))
+            .map(|(pid, _)| pid)
+    }
 }
 
-/// Decodes the start of /proc/PID/stat; the name may hold spaces and parentheses (proc_pid_stat(5)).
+/// Decodes /proc/PID/stat; the name may hold spaces and parentheses (proc_pid_stat(5)).
 fn process(stat: &str) -> Option<Process> {
     let (head, tail) = stat.rsplit_once(')')?;
     let (_, comm) = head.split_once('(')?;
     let mut fields = tail.split_ascii_whitespace();
-    Some(Process { comm: comm.into(), state: fields.next()?.bytes().next()?, parent: fields.next()?.parse().ok()? })
+    Some(Process {
+        comm: comm.into(),
+        state: fields.next()?.bytes().next()?,
+        parent: fields.next()?.parse().ok()?,
+        // field 20 of the whole line; the parent was field 4
+        threads: fields.nth(15).and_then(|count| count.parse().ok()).unwrap_or(0),
+    })
 }
 
 /// A thread in uninterruptible sleep.
@@ -62,13 +99,16 @@ pub struct BlockedTask {
 }
 
 /// Threads in uninterruptible sleep now. Of each, only files that never wait for it are read (not `cmdline`, not `maps`).
-pub fn blocked_tasks(root: &Path) -> Vec<BlockedTask> {
+pub fn blocked_tasks(root: &Path, processes: &Processes) -> Vec<BlockedTask> {
     let mut blocked = Vec::new();
     let mut own = None;
-    for pid in pids(root) {
+    for (pid, process) in processes.iter() {
+        if process.threads == 1 && process.state != b'D' {
+            continue;
+        }
         let process = root.join("proc").join(pid.to_string());
         for entry in fs::read_dir(process.join("task")).into_iter().flatten().flatten() {
-            let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
+            let Ok(stat) = read_small(&entry.path().join("stat")) else { continue };
             let Some((comm, b'D', starttime)) = task(&String::from_utf8_lossy(&stat)) else { continue };
             let Some(tid) = entry.file_name().to_str().and_then(|tid| tid.parse().ok()) else { continue };
             let own = own.get_or_insert_with(|| mounts::read(root).unwrap_or_default());
@@ -134,11 +174,11 @@ fn blocked_on(process: &Path, task: &Path, own: &[MountLine]) -> Vec<Dev> {
 
 /// The superblocks, of this mount namespace, that some process has a file open on for writing. Reads /proc/*/fdinfo only:
 /// no file system is touched.
-pub fn open_for_writing(root: &Path) -> BTreeSet<Dev> {
+pub fn open_for_writing(root: &Path, processes: &Processes) -> BTreeSet<Dev> {
     let own = mounts::read(root).unwrap_or_default();
     let open = |pid: i32| fs::read_dir(root.join("proc").join(pid.to_string()).join("fdinfo"));
-    pids(root)
-        .into_iter()
+    processes
+        .with_files()
         .filter_map(|pid| open(pid).ok())
         .flatten()
         .flatten()
@@ -155,7 +195,7 @@ struct Descriptor {
 }
 
 fn read_descriptor(fdinfo: &Path) -> Option<Descriptor> {
-    descriptor(&fs::read_to_string(fdinfo).ok()?)
+    descriptor(&String::from_utf8(read_small(fdinfo).ok()?).ok()?)
 }
 
 /// Decodes /proc/PID/fdinfo/FD: `flags:` is octal, its two lowest bits O_ACCMODE (proc_pid_fdinfo(5)).
@@ -200,6 +240,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn blocked_in(root: &Path) -> Vec<BlockedTask> {
+        blocked_tasks(root, &Processes::read(root))
+    }
     use crate::guest::fixture::fixture;
 
     fn dev(text: &str) -> Dev {
@@ -220,13 +264,16 @@ mod tests {
         );
         write("proc/7/fdinfo/3", "pos:\t0\nflags:\t0100001\nmnt_id:\t31\n");
         write("proc/7/fdinfo/4", "pos:\t0\nflags:\t0100000\nmnt_id:\t32\n");
-        assert_eq!(open_for_writing(root.path()), BTreeSet::from([Dev { major: 8, minor: 1 }]));
+        assert_eq!(
+            open_for_writing(root.path(), &Processes::read(root.path())),
+            BTreeSet::from([Dev { major: 8, minor: 1 }])
+        );
     }
 
     #[test]
     #[cfg(target_arch = "x86_64")] // the fixture's system call numbers are
     fn a_blocked_thread_is_on_the_file_system_of_its_call_or_on_all_it_writes_to() {
-        let mut blocked = blocked_tasks(fixture("preflight").path());
+        let mut blocked = blocked_in(fixture("preflight").path());
         blocked.sort_by_key(|task| task.tid);
         let [calling, faulting] = &mut blocked[..] else { panic!("{blocked:?}") };
         assert_eq!((calling.tid, calling.wchan.as_str()), (401, "percpu_rwsem_wait"));
@@ -238,7 +285,7 @@ mod tests {
 
     #[test]
     fn only_a_thread_that_never_ran_in_between_was_blocked_throughout() {
-        let first = blocked_tasks(fixture("preflight").path());
+        let first = blocked_in(fixture("preflight").path());
         assert_eq!((first.len(), first[0].switches), (2, 42));
         assert_eq!(blocked_throughout(&first, &first).len(), 2);
         let mut second = first.clone();
@@ -283,9 +330,9 @@ mod tests {
     #[test]
     fn this_machines_processes_include_this_one() {
         let me = i32::try_from(std::process::id()).unwrap();
-        assert!(processes(Path::new("/")).contains_key(&me));
+        assert!(Processes::read(Path::new("/")).get(me).is_some());
         // Other threads of this very test may be blocked at times; the one that looks is not.
         let this_thread = nix::unistd::gettid().as_raw();
-        assert!(blocked_tasks(Path::new("/")).iter().all(|task| task.tid != this_thread));
+        assert!(blocked_in(Path::new("/")).iter().all(|task| task.tid != this_thread));
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::tasks;
+use super::tasks::Processes;
 
 /// The kernel's detector of tasks that sleep too long, as a frozen file system's writers do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) fn hung_task(root: &Path) -> HungTask {
 }
 
 /// Active watchdogs: from /sys where the kernel shows them, and by who has one open.
-pub(super) fn watchdogs(root: &Path) -> Vec<Watchdog> {
+pub(super) fn watchdogs(root: &Path, processes: &Processes) -> Vec<Watchdog> {
     let class = root.join("sys/class/watchdog");
     let mut names: Vec<String> = fs::read_dir(&class)
         .into_iter()
@@ -54,7 +54,7 @@ pub(super) fn watchdogs(root: &Path) -> Vec<Watchdog> {
     if active.is_empty() {
         return Vec::new();
     }
-    let feeders = feeders(root);
+    let feeders = feeders(root, processes);
     active
         .into_iter()
         .map(|name| Watchdog {
@@ -70,11 +70,9 @@ pub(super) fn watchdogs(root: &Path) -> Vec<Watchdog> {
 }
 
 /// Who has which `/dev/watchdog*` open: among PID 1 and the programs made to feed one.
-fn feeders(root: &Path) -> Vec<(String, i32, String)> {
+fn feeders(root: &Path, processes: &Processes) -> Vec<(String, i32, String)> {
     let mut feeders = Vec::new();
-    let mut processes: Vec<_> = tasks::processes(root).into_iter().collect();
-    processes.sort_by_key(|(pid, _)| *pid);
-    for (pid, process) in processes {
+    for (pid, process) in processes.iter() {
         let known = ["watchdog", "wd_keepalive", "sbd", "watchdog-mux", "wdmd", "corosync", "patroni"];
         if pid != 1 && !known.contains(&process.comm.as_str()) {
             continue;

@@ -9,7 +9,11 @@
 //! While any phase runs, asks and the warden's events go on being heard; either may produce an [`End`], which drops
 //! the phase's future. Whatever it had started is on the undo stack, so dropping it is safe.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -19,6 +23,7 @@ use tokio::{
 use super::{
     Ask, Handle, Refusal, RefusalKind,
     admit::{self, Caps, FreezeAdmission, ThawAdmission},
+    budget::Budget,
     desk::{Caller, Desk},
     end::End,
     history,
@@ -30,6 +35,7 @@ use crate::{
     config::Settings,
     failpoint, proto,
     proto::{Phase, ReleaseReason, Severity, Verdict},
+    sys::clock,
     warden::{Event, client::Warden},
 };
 
@@ -44,6 +50,10 @@ pub struct Driver {
     settings: Arc<Settings>,
     surroundings: Arc<Surroundings>,
     caps: Caps,
+    /// shared with `check`
+    budget: Arc<Mutex<Budget>>,
+    /// the refusal for a spent budget has been logged since the last hold
+    said_spent: bool,
     publisher: Publisher,
     asks: mpsc::UnboundedReceiver<Ask>,
     warden: Option<Warden>,
@@ -71,16 +81,20 @@ impl Driver {
         let (asks, inbox) = mpsc::unbounded_channel();
         let (serving, is_serving) = watch::channel(true);
         let surroundings = Arc::new(surroundings);
+        let mut budget = Budget::new(settings.hold.hourly, settings.hold.interval);
+        budget.seed(publisher.history().newest_first(), SystemTime::now(), clock::boottime(), settings.hold.max);
+        let budget = Arc::new(Mutex::new(budget));
         let planner = {
             let (settings, surroundings) = (Arc::clone(&settings), Arc::clone(&surroundings));
-            let published = published.clone();
+            let (published, budget) = (published.clone(), Arc::clone(&budget));
             let planner = move |spec| -> super::PlanFuture {
                 let (settings, surroundings) = (Arc::clone(&settings), Arc::clone(&surroundings));
+                let spent = lock(&budget).refusal(clock::boottime());
                 let look = match published.standing().phase {
                     Phase::Unspecified | Phase::Idle | Phase::Preparing | Phase::Prepared => Look::Everything,
                     Phase::Quiescing | Phase::Held | Phase::Releasing => Look::WhileHeld,
                 };
-                Box::pin(async move { super::survey::check(&settings, &surroundings, spec, look).await })
+                Box::pin(async move { super::survey::check(&settings, &surroundings, spec, look, spent).await })
             };
             Arc::new(planner)
         };
@@ -89,6 +103,8 @@ impl Driver {
             settings,
             surroundings,
             caps,
+            budget,
+            said_spent: false,
             publisher,
             asks: inbox,
             warden: Some(warden),
@@ -156,6 +172,7 @@ impl Driver {
         match ask {
             Ask::Freeze { id, spec, caller, ticket, reply } => {
                 let admission = admit::freeze(None, &*self.publisher.history(), &id, &spec, &self.caps);
+                let admission = self.within_budget(admission, &id, &caller);
                 match (admission, self.warden.clone()) {
                     (FreezeAdmission::Begin, Some(warden)) => {
                         return self.hold(warden, id, spec, Caller { name: caller, ticket, reply }).await;
@@ -187,6 +204,23 @@ impl Driver {
             Ask::Shutdown { reply } => return Next::Stop(vec![reply]),
         }
         Next::Idle
+    }
+
+    /// Whoever asks: a hold begins only while writers have not waited too long within the hour. Not remembered like a hold
+    /// that was refused while preparing: a caller that has lost its mind would push every real hold out of the history.
+    fn within_budget(&mut self, admission: FreezeAdmission, id: &str, caller: &str) -> FreezeAdmission {
+        if admission != FreezeAdmission::Begin {
+            return admission;
+        }
+        let Some(refusal) = lock(&self.budget).refusal(clock::boottime()) else {
+            self.said_spent = false;
+            return admission;
+        };
+        // once: it may ask a thousand times
+        if !std::mem::replace(&mut self.said_spent, true) {
+            tracing::warn!(hold = %id, %caller, "{}; until then every hold is refused", refusal.message);
+        }
+        FreezeAdmission::Refuse(refusal.about(id))
     }
 
     fn thaw_again(&self, id: &str, snapshot_ref: &str) -> Result<proto::ThawResponse, Refusal> {
@@ -221,6 +255,7 @@ impl Driver {
         }
         failpoint::reached("admitted").await;
         let mut desk = Desk::new(id.clone(), spec.clone(), caller, self.caps.clone());
+        let not_before = Instant::now() + lock(&self.budget).pause(clock::boottime());
         let mut work = Work::new(
             Arc::clone(&self.settings),
             Arc::clone(&self.surroundings),
@@ -228,6 +263,7 @@ impl Driver {
             warden,
             id.clone(),
             spec,
+            not_before,
         );
         let mut end = attempt(&mut desk, &mut work, &mut self.asks, &mut self.events, &self.publisher, admitted).await;
         tracing::info!(hold = %id, reason = end.reason.as_str_name(), "hold ends");
@@ -237,6 +273,9 @@ impl Driver {
         let releasing = work.release(&mut end);
         let lost = desk.attend(releasing, &mut self.asks, &mut self.events, &self.publisher).await;
         failpoint::reached("settled").await;
+        if let Some(wait) = work.waited() {
+            lock(&self.budget).spend(wait);
+        }
 
         let report = conclude(&self.publisher, &desk, &end);
         tracing::info!(
@@ -311,6 +350,11 @@ async fn attempt(
     desk.held(publisher, work.max_hold());
     failpoint::reached("held").await;
     desk.until_end(asks, events, publisher, work, DEADLINE_SLACK).await
+}
+
+fn lock(budget: &Mutex<Budget>) -> MutexGuard<'_, Budget> {
+    // whoever panicked only read: the driver alone writes
+    budget.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The verdict, from what was proven and why it ended.

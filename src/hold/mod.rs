@@ -8,6 +8,8 @@
 //! [`driver`] is the one task that changes the phase; [`report`] publishes it; everyone else asks and watches.
 
 pub mod admit;
+pub mod budget;
+pub mod callers;
 pub mod desk;
 pub mod driver;
 pub mod end;
@@ -39,6 +41,8 @@ pub struct Refusal {
     pub hint: String,
     /// the hold this is about; empty if none
     pub hold_id: String,
+    /// when it makes sense to ask again, if that is known
+    pub retry_after: Option<Duration>,
 }
 
 /// The gRPC code a refusal travels as; `error` maps it to a status and an exit code.
@@ -182,7 +186,8 @@ impl Handle {
 
 impl Refusal {
     pub fn new(kind: RefusalKind, reason: &'static str, message: impl Into<String>) -> Self {
-        Refusal { kind, reason, message: message.into(), hint: String::new(), hold_id: String::new() }
+        let (message, hint, hold_id) = (message.into(), String::new(), String::new());
+        Refusal { kind, reason, message, hint, hold_id, retry_after: None }
     }
 
     #[must_use]
@@ -194,6 +199,12 @@ impl Refusal {
     #[must_use]
     pub fn about(mut self, hold_id: impl Into<String>) -> Self {
         self.hold_id = hold_id.into();
+        self
+    }
+
+    #[must_use]
+    pub fn after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
         self
     }
 

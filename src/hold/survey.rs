@@ -18,7 +18,11 @@ use super::{
 };
 use crate::{
     config::Settings,
-    guest::{self, Dev, Guest, Kind, Superblock, databases, platform, preflight, superblock, tasks, transient},
+    guest::{
+        self, Dev, Guest, Kind, Superblock, agent_channel, databases, platform, preflight, superblock,
+        tasks::{self, Processes},
+        transient,
+    },
     proto::{self, Claim, Consistency, Severity, StepKind, StepOutcome},
     step::{
         database::{self, Session, Target},
@@ -96,18 +100,21 @@ pub enum Look {
 /// Answers `check`: everything a freeze would do and refuse for. Touches nothing.
 ///
 /// # Errors
-/// Never for what a freeze would refuse: that is in the answer. Only if the guest cannot be read at all.
+/// Never for what a freeze would refuse, the spent budget included: that is in the answer. Only if the guest cannot be read
+/// at all.
 pub async fn check(
     settings: &Settings,
     surroundings: &Surroundings,
     spec: proto::HoldSpec,
     look: Look,
+    spent: Option<Refusal>,
 ) -> Result<proto::CheckResponse, Refusal> {
     let mut report = proto::Report { label: spec.label.clone(), ..Default::default() };
     report.set_required(required(settings, &spec));
     let caps = Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
     caps.check(&spec)?;
-    let survey = survey(settings, surroundings, &spec, look).await?;
+    let mut survey = survey(settings, surroundings, &spec, look).await?;
+    survey.refusals.extend(spent);
     let reachable = if survey.refusals.iter().any(|r| r.reason == "NOTHING_TO_HOLD") {
         Consistency::None
     } else {
@@ -117,10 +124,37 @@ pub async fn check(
     report.steps = survey.steps;
     report.coverage = survey.plan.coverage;
     report.problems = survey.problems;
+    if look == Look::Everything {
+        report.problems.extend(callers(settings, surroundings).await);
+    }
     report.problems.extend(survey.refusals.iter().map(as_problem));
     let would_refuse = !survey.refusals.is_empty();
     join_all(survey.databases.into_iter().map(|db| db.session.release(DISCONNECT_LIMIT))).await;
     Ok(proto::CheckResponse { plan: Some(report), would_refuse, reachable: reachable.into() })
+}
+
+/// Reads once what every hold reads, so that the first one does not wait until our own program has come from the disk.
+/// Says and keeps nothing. Blocks.
+pub fn warm_up(root: &Path) {
+    if let Ok(guest) = guest::read(root) {
+        let _ = databases::read(root, &guest.processes);
+        let _ = preflight::read(root, &guest);
+    }
+    let _ = crate::json::to_json(&proto::GetReportResponse { report: Some(proto::Report::default()) });
+}
+
+/// Who can ask for a hold; of no interest to a hold that somebody has asked for.
+async fn callers(settings: &Settings, surroundings: &Surroundings) -> Vec<proto::Problem> {
+    let root = surroundings.root.clone();
+    let read = move || (agent_channel::read(&root), platform::Dmi::read(&root).platform());
+    match in_a_thread(READ_LIMIT, read).await {
+        Some((channel, platform)) => super::callers::problems(&settings.listen, &channel, platform),
+        None => {
+            let message = format!("find out who can ask: /proc did not answer within {READ_LIMIT:?}");
+            let hint = "see the kernel log for what is stuck";
+            vec![problem(Severity::Warning, "CALLERS_UNKNOWN", "", &message, hint)]
+        }
+    }
 }
 
 /// A refusal as one line of a report.
@@ -226,13 +260,14 @@ impl Survey {
         let mut targets = settings.databases.configured.clone();
         let mut running = Vec::new();
         if settings.databases.discover {
-            let root = surroundings.root.clone();
-            let found = in_a_thread(READ_LIMIT, move || databases::read(&root)).await.unwrap_or_else(|| {
-                // nothing found is not nothing there
-                self.expected.capped = true;
-                self.unread("DISCOVERY_INCOMPLETE", "look for databases");
-                databases::Found::default()
-            });
+            let (root, processes) = (surroundings.root.clone(), self.guest.processes.clone());
+            let found =
+                in_a_thread(READ_LIMIT, move || databases::read(&root, &processes)).await.unwrap_or_else(|| {
+                    // nothing found is not nothing there
+                    self.expected.capped = true;
+                    self.unread("DISCOVERY_INCOMPLETE", "look for databases");
+                    databases::Found::default()
+                });
             for socket in found.sockets {
                 let Some(engine) = spoken(socket.engine) else { continue };
                 let target = Target::discovered(engine, socket.path);
@@ -350,7 +385,7 @@ impl Survey {
         let guest = self.guest.clone();
         let targets = preflight::targets(&guest, &self.frozen());
         let blocked = match look {
-            Look::Everything => blocked_throughout(&root).await,
+            Look::Everything => blocked_throughout(&root, &guest.processes).await,
             Look::WhileHeld => Some(Vec::new()),
         };
         let Some(blocked) = blocked else { return self.unread("PREFLIGHT_INCOMPLETE", "look for blocked tasks") };
@@ -463,18 +498,21 @@ fn database_step(target: &Target) -> proto::Step {
 }
 
 /// Tasks in uninterruptible sleep that did not move for two seconds.
-async fn blocked_throughout(root: &Path) -> Option<Vec<tasks::BlockedTask>> {
-    let look = || {
+async fn blocked_throughout(root: &Path, processes: &Processes) -> Option<Vec<tasks::BlockedTask>> {
+    let look = |processes: Option<Processes>| {
         let root = root.to_owned();
-        in_a_thread(READ_LIMIT, move || tasks::blocked_tasks(&root))
+        in_a_thread(READ_LIMIT, move || {
+            let processes = processes.unwrap_or_else(|| Processes::read(&root));
+            tasks::blocked_tasks(&root, &processes)
+        })
     };
-    let mut blocked = look().await?;
+    let mut blocked = look(Some(processes.clone())).await?;
     for pause in BLOCKED_FOR {
         if blocked.is_empty() {
             break;
         }
         tokio::time::sleep(pause).await;
-        blocked = tasks::blocked_throughout(&blocked, &look().await?);
+        blocked = tasks::blocked_throughout(&blocked, &look(None).await?);
     }
     Some(blocked)
 }
@@ -533,8 +571,8 @@ async fn written_to(guest: &Guest, root: &Path) -> Option<BTreeSet<Dev>> {
     if !guest.superblocks.iter().any(|s| s.kind == Kind::FlushOnly && !s.read_only) {
         return Some(BTreeSet::new());
     }
-    let root = root.to_owned();
-    in_a_thread(READ_LIMIT, move || tasks::open_for_writing(&root)).await
+    let (root, processes) = (root.to_owned(), guest.processes.clone());
+    in_a_thread(READ_LIMIT, move || tasks::open_for_writing(&root, &processes)).await
 }
 
 type Touched = BTreeMap<Dev, (Option<superblock::Raw>, u64)>;

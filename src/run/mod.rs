@@ -110,7 +110,9 @@ async fn held(daemon: &Daemon, args: &cli::Run) -> Result<Ran, NotRun> {
     let spec = args.spec.to_proto();
     let plan = plan(daemon, &mut client, &spec).await?;
     let held = devices(&plan);
-    let scaffold = if args.no_overlay { None } else { Some(Scaffold::new(&held)?) };
+    // what is held in a guest is not what the command writes to
+    let overlaid = !(args.no_overlay || daemon.endpoint.is_remote());
+    let scaffold = if overlaid { Some(Scaffold::new(&held)?) } else { None };
     let (child, mut gate, stage) = at_the_gate(&program, args, &held, scaffold.as_ref()).await?;
     let Child { pid, process, stdout, stderr, .. } = child;
     let output = output::Output::pump(stdout, stderr).map_err(|e| Failure::io("read the command's output", &e))?;

@@ -6,6 +6,7 @@ pub mod credentials;
 pub mod family;
 pub mod files;
 pub mod freeze;
+pub mod kept;
 pub mod memory;
 pub mod notify;
 pub mod packet;

@@ -221,7 +221,7 @@ impl Program {
 }
 
 /// Runs in the child, between fork and exec.
-fn settle() -> io::Result<()> {
+pub(super) fn settle() -> io::Result<()> {
     // JUSTIFICATION: these have no safe counterpart that is async-signal-safe.
     // SAFETY: plain system calls on constants, a NUL-terminated literal and a zeroed struct of the size the kernel reads
     // (four words on every 64-bit machine we build for); no memory of ours is written.

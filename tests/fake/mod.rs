@@ -143,7 +143,12 @@ impl Daemon {
     /// The real program, asking this daemon.
     pub fn holdstill(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_holdstill"));
-        command.arg("--socket").arg(&self.socket).args(args).env_remove("HOLDSTILL_SOCKET");
+        command
+            .arg("--socket")
+            .arg(&self.socket)
+            .args(args)
+            .env_remove("HOLDSTILL_SOCKET")
+            .env_remove("HOLDSTILL_ENDPOINT");
         command
     }
 

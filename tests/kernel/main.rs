@@ -7,6 +7,7 @@ mod lab;
 
 mod bad_input;
 mod claims;
+mod coexistence;
 mod databases;
 mod faults;
 mod filesystems;
@@ -18,6 +19,7 @@ mod lets_go;
 mod own_only;
 mod private_root;
 mod receipts;
+mod self_protection;
 mod undo;
 
 use std::process::ExitCode;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
         lab_itself::FACTS,
         bad_input::FACTS,
         claims::FACTS,
+        coexistence::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
         undo::FACTS,
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         grpc_rules::FACTS,
         guest_agent::FACTS,
         receipts::FACTS,
+        self_protection::FACTS,
         databases::FACTS,
         private_root::FACTS,
         idle::FACTS,

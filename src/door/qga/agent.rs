@@ -1,6 +1,6 @@
 //! One request, one answer: which of the commands is meant, may it be used now, and who answers it.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{error::Error as _, io, path::PathBuf, time::Duration};
 
 use serde::Serialize;
 use serde_json::{Value, json, value::RawValue};
@@ -12,7 +12,7 @@ use tokio::{
 use super::{
     answers,
     freeze::Freezer,
-    policy::Policy,
+    policy::{self, Policy},
     relay::{Command, Relay},
     reply::{self, Answer, Error},
     wire::{self, Arguments, Frame, REQUEST_MAX, RESET, Request},
@@ -20,8 +20,6 @@ use super::{
 
 /// What the stock agent says of a command it does not take now; hosts look for these words.
 const FROZEN: &str = "the agent is in frozen state";
-/// What it says of one the administrator has taken away.
-const BLOCKED: &str = "the command is not allowed";
 /// What reading the guest for an answer may take, at most.
 const READ: Duration = Duration::from_secs(10);
 
@@ -49,7 +47,7 @@ const NATIVE: [&str; 12] = [
 pub struct Agent {
     pub freezer: Freezer,
     /// the stock agent, for everything else
-    pub relay: Option<Relay>,
+    pub relay: Relay,
     pub policy: Policy,
     /// where the guest is read
     pub root: PathBuf,
@@ -75,7 +73,7 @@ impl Agent {
             Ok(request) => request,
             Err(malformed) => return write(to, &Err(malformed.error), malformed.id.as_deref()).await,
         };
-        if self.is_relayed(&request.command) {
+        if !NATIVE.contains(&request.command.as_str()) {
             return self.relay(request, to).await;
         }
         let Request { command, arguments, id } = request;
@@ -87,22 +85,15 @@ impl Agent {
         write(to, &answer, id.as_deref()).await
     }
 
-    fn is_relayed(&self, command: &str) -> bool {
-        self.relay.is_some() && !NATIVE.contains(&command)
-    }
-
     /// Whether the command may be used now, and if not, why.
     fn disabled(&self, command: &str) -> Option<Error> {
         if !self.policy.allows(command) {
-            return Some(Error::disabled(command, BLOCKED));
+            return Some(Error::disabled(command, policy::WHY));
         }
         (self.freezer.frozen() && !WHILE_FROZEN.contains(&command)).then(|| Error::disabled(command, FROZEN))
     }
 
     async fn native(&mut self, command: &str, mut arguments: Arguments) -> Answer {
-        if !NATIVE.contains(&command) {
-            return Err(unknown(command));
-        }
         if let Some(error) = self.disabled(command) {
             return Err(error);
         }
@@ -148,12 +139,8 @@ impl Agent {
         let mut commands: Vec<Value> =
             NATIVE.iter().map(|name| entry(name, self.disabled(name).is_none(), true)).collect();
         let closed = self.freezer.anyone_waits();
-        let relayed = match self.relay.as_mut() {
-            // asking may start it, which reads its program from a disk
-            Some(relay) if !closed => relay.commands().await.to_vec(),
-            Some(relay) => relay.known().to_vec(),
-            None => Vec::new(),
-        };
+        // asking may start it, which reads its program from a disk
+        let relayed = if closed { self.relay.known() } else { self.relay.commands().await }.to_vec();
         for Command { name, enabled, success_response } in relayed {
             if !NATIVE.contains(&name.as_str()) {
                 let enabled = enabled && !closed && self.policy.allows(&name);
@@ -168,23 +155,28 @@ impl Agent {
         let Request { command, arguments, id } = request;
         let id = id.as_deref();
         if !self.policy.allows(&command) {
-            return write(to, &Err(Error::disabled(&command, BLOCKED)), id).await;
+            return write(to, &Err(Error::disabled(&command, policy::WHY)), id).await;
         }
         // whoever holds the guest: what it runs could wait for a disk, and every later request behind it
         if self.freezer.anyone_waits() {
             return write(to, &Err(Error::disabled(&command, FROZEN)), id).await;
         }
-        let Some(relay) = self.relay.as_mut() else { return write(to, &Err(unknown(&command)), id).await };
-        let known = relay.commands().await.iter().find(|known| known.name == command);
+        let known = self.relay.commands().await.iter().find(|known| known.name == command);
         let Some(success_response) = known.map(|known| known.success_response) else {
             return write(to, &Err(unknown(&command)), id).await;
         };
         let line = rewritten(&command, &arguments, id);
-        match relay.pass(&line, success_response, to).await {
+        match self.relay.pass(&line, success_response, to).await {
             Ok(()) => to.flush().await,
             Err(failed) => {
-                tracing::warn!(%command, error = %failed, "the stock guest agent did not answer");
-                write(to, &Err(Error::generic(failed.to_string())), id).await
+                let told = failed.source().map_or_else(|| failed.to_string(), |cause| format!("{failed}: {cause}"));
+                tracing::warn!(%command, "failed to {told}");
+                // a host that has had a part of its one line is told nothing more
+                if failed.sent > 0 {
+                    Ok(())
+                } else {
+                    write(to, &Err(Error::generic(format!("failed to {told}"))), id).await
+                }
             }
         }
     }

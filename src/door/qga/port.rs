@@ -8,7 +8,7 @@ use std::{
         fd::{AsFd as _, OwnedFd},
         unix::fs::{FileTypeExt as _, OpenOptionsExt as _},
     },
-    path::{Path, PathBuf},
+    path::Path,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -28,44 +28,66 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
     net::UnixStream,
 };
-use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, VsockStream};
+use tokio_vsock::VsockStream;
 
 use super::{
     agent::Agent,
     channel::{self, Line},
 };
-use crate::{config::GuestAgent, door::listen, sys::packet};
+use crate::{
+    config::GuestAgent,
+    door::listen,
+    guest::agent_channel::{self, AgentChannel, Owner},
+    sys::packet,
+};
 
-/// The name hypervisors give the port.
-pub const NAME: &str = "org.qemu.guest_agent.0";
 /// How long a port that is missing, vanished or taken is left alone.
 const RETRY: Duration = Duration::from_secs(5);
+/// What a stock agent that is just starting gets to take what is its own.
+const SECOND_LOOK: Duration = Duration::from_millis(300);
 
 /// Serves the channel for as long as the daemon runs, or until it is clear that there is none for us.
-pub async fn serve(at: GuestAgent, mut agent: Agent, root: &Path) {
+pub async fn serve(at: GuestAgent, agent: &mut Agent, root: &Path) {
     match at {
         GuestAgent::Off => {}
-        GuestAgent::Auto => auto(&mut agent, root).await,
-        GuestAgent::Path(path) if is_device(&path) => named(&path, &mut agent).await,
-        GuestAgent::Path(path) => unix_socket(&path, &mut agent).await,
-        GuestAgent::Vsock(port) => vsock(port, &mut agent).await,
+        GuestAgent::Auto => auto(agent, root).await,
+        GuestAgent::Path(path) if is_device(&path) => named(&path, agent).await,
+        GuestAgent::Path(path) => unix_socket(&path, agent).await,
+        GuestAgent::Vsock(port) => vsock(port, agent).await,
     }
 }
 
 /// Takes the port if it is there, or when it comes; whoever owned it first keeps it until we are started again.
 async fn auto(agent: &mut Agent, root: &Path) {
+    let mut first = true;
     loop {
-        if let Some(path) = find(root) {
-            match Port::open(&path) {
-                Ok(port) => device(port, &path, agent).await,
-                Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => {
-                    tracing::info!(
-                        port = %path.display(),
-                        "another agent owns the guest-agent channel: its host cannot ask us to hold; `holdstill check` says what to do"
-                    );
+        let root = root.to_owned();
+        let found = tokio::task::spawn_blocking(move || agent_channel::read(&root)).await;
+        // a stock agent that was started a moment before us may not have opened it yet
+        if std::mem::take(&mut first) && found.as_ref().is_ok_and(|found| found.stock.is_some()) {
+            tokio::time::sleep(SECOND_LOOK).await;
+            continue;
+        }
+        if let Ok(AgentChannel { device: Some(path), owner, .. }) = found {
+            let taken = match owner {
+                Owner::Other { pid, name } => Err(format!("{name} (pid {pid})")),
+                Owner::Nobody | Owner::Us => match Port::open(&path) {
+                    Ok(port) => Ok(Some(port)),
+                    Err(error) if error.raw_os_error() == Some(Errno::EBUSY as i32) => Err("another agent".to_owned()),
+                    Err(error) => {
+                        tracing::debug!(%error, port = %path.display(), "could not open the guest-agent channel");
+                        Ok(None)
+                    }
+                },
+            };
+            match taken {
+                Ok(Some(port)) => device(port, &path, agent).await,
+                Ok(None) => {}
+                Err(who) => {
+                    let port = path.display();
+                    tracing::info!(%port, %who, "the guest-agent channel is somebody else's; `holdstill check` says what that means");
                     return;
                 }
-                Err(error) => tracing::debug!(%error, port = %path.display(), "could not open the guest-agent channel"),
             }
         }
         tokio::time::sleep(RETRY).await;
@@ -100,7 +122,7 @@ async fn device(mut port: Port, path: &Path, agent: &mut Agent) {
 }
 
 async fn unix_socket(path: &Path, agent: &mut Agent) {
-    let listener = match listen::private_unix(path) {
+    let listener = match listen::unix::private_unix(path) {
         Ok(listener) => listener,
         Err(error) => {
             tracing::error!(%error, "the guest-agent channel is not served");
@@ -120,25 +142,16 @@ async fn unix_socket(path: &Path, agent: &mut Agent) {
 }
 
 async fn vsock(port: u32, agent: &mut Agent) {
-    let listener = match VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port)) {
-        Ok(listener) => listener,
+    let mut bound = match listen::vsock::bind(port) {
+        Ok(bound) => bound,
         Err(error) => {
-            tracing::error!(%error, port, "the guest-agent channel is not served: no vsock");
+            tracing::error!(%error, hint = error.hint(), "the guest-agent channel is not served");
             return;
         }
     };
-    tracing::info!(port, "the host can ask on the guest-agent channel, by vsock");
+    tracing::info!(port, note = bound.note, "the host can ask on the guest-agent channel, by vsock");
     loop {
-        match listener.accept().await {
-            Ok((mut stream, from)) if from.cid() == VMADDR_CID_HOST => end_of(channel::serve(&mut stream, agent).await),
-            Ok((_, from)) => {
-                tracing::warn!(cid = from.cid(), "only the host may use the guest-agent channel; turned away")
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a guest-agent connection could not be accepted");
-                tokio::time::sleep(RETRY).await;
-            }
-        }
+        end_of(channel::serve(&mut bound.listener.accept().await, agent).await);
     }
 }
 
@@ -154,21 +167,6 @@ impl Line for VsockStream {}
 
 fn is_device(path: &Path) -> bool {
     fs::metadata(path).map_or(path.starts_with("/dev"), |found| found.file_type().is_char_device())
-}
-
-/// The guest-agent port: by its link, or in a guest without udev by the name sysfs has for it.
-pub fn find(root: &Path) -> Option<PathBuf> {
-    let link = Path::new("/dev/virtio-ports").join(NAME);
-    if fs::symlink_metadata(below(root, &link)).is_ok() {
-        return Some(link);
-    }
-    let ports = fs::read_dir(below(root, Path::new("/sys/class/virtio-ports"))).ok()?;
-    let named = |entry: &fs::DirEntry| fs::read_to_string(entry.path().join("name")).is_ok_and(|n| n.trim() == NAME);
-    ports.filter_map(Result::ok).find(named).map(|entry| Path::new("/dev").join(entry.file_name()))
-}
-
-fn below(root: &Path, path: &Path) -> PathBuf {
-    root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
 /// A character device to the host. While no host is there it reads as ended and cannot be written; that is no end.

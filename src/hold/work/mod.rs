@@ -10,9 +10,11 @@ mod release;
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
-use super::{admit, plan::Achieved, record::Records, report::Publisher, survey::Surroundings, undo::UndoStack};
+use super::{
+    admit, budget::Wait, plan::Achieved, record::Records, report::Publisher, survey::Surroundings, undo::UndoStack,
+};
 use crate::{
     config::Settings,
     guest::Dev,
@@ -21,7 +23,7 @@ use crate::{
         database::{self, Session},
         hook::{self, Hook},
     },
-    sys::process::Stop,
+    sys::{clock, process::Stop},
     warden::{Lost, client::Warden},
 };
 
@@ -79,6 +81,12 @@ pub struct Work<'a> {
     achieved: Achieved,
     /// all file systems froze
     frozen: bool,
+    /// writers go on until then, whatever is ready
+    not_before: Instant,
+    /// CLOCK_MONOTONIC from which on writers may have waited
+    stalled: Option<Duration>,
+    /// writers go on again: file systems and databases are let go
+    waited: Option<Wait>,
 }
 
 impl<'a> Work<'a> {
@@ -89,6 +97,7 @@ impl<'a> Work<'a> {
         warden: Warden,
         id: String,
         spec: proto::HoldSpec,
+        not_before: Instant,
     ) -> Self {
         Work {
             settings,
@@ -106,7 +115,20 @@ impl<'a> Work<'a> {
             levels: Vec::new(),
             achieved: Achieved::default(),
             frozen: false,
+            not_before,
+            stalled: None,
+            waited: None,
         }
+    }
+
+    /// What this hold cost writers; `None` if nobody was made to wait. To be asked when it is released.
+    pub fn waited(&self) -> Option<Wait> {
+        self.waited.or_else(|| self.wait_so_far())
+    }
+
+    fn wait_so_far(&self) -> Option<Wait> {
+        let took = clock::monotonic().saturating_sub(self.stalled?);
+        Some(Wait { until: clock::boottime(), took })
     }
 
     pub fn prepare_limit(&self) -> Duration {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::{Held, STUCK_HINT, Undo, Work};
 use crate::{
+    failpoint,
     guest::{Dev, disks},
     hold::{
         Refusal, RefusalKind,
@@ -27,6 +28,9 @@ use crate::{
 /// A target that does not let itself be opened or written within this is frozen by somebody, or its device is stuck.
 const OPEN_LIMIT: Duration = Duration::from_secs(2);
 
+/// Being paced for longer than this is in the report.
+const WORTH_SAYING: Duration = Duration::from_secs(1);
+
 impl Work<'_> {
     /// # Errors
     /// The [`End`] to release with.
@@ -43,7 +47,29 @@ impl Work<'_> {
                 self.run_hook(index, hook::Phase::Prepare, until).await?;
             }
         }
+        self.pace().await;
         self.preflush(until).await
+    }
+
+    /// Writers get their time between two holds. Before the last write-back, so that what they dirty meanwhile is in it;
+    /// what comes after makes them wait.
+    async fn pace(&self) {
+        let left = self.not_before.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        tracing::debug!(hold = %self.id, ?left, "paced: the last hold ended only just now");
+        if left > WORTH_SAYING {
+            let message = format!(
+                "nobody is made to wait for another {}: writers go on for {} between two holds",
+                text(left),
+                text(self.settings.hold.interval)
+            );
+            let hint = "ask less often, or lower `interval` in [hold]";
+            self.publisher.problem(problem(Severity::Note, "PACED", "", &message, hint));
+        }
+        failpoint::reached("paced").await;
+        tokio::time::sleep_until(self.not_before).await;
     }
 
     /// Takes over what the survey found; refuses what it refuses.
@@ -212,14 +238,13 @@ impl Work<'_> {
                 Preflush::NotConverged { predicted_stall } => predicted_stall,
             };
             let cap = self.settings.hold.max_stall;
-            let text =
-                humantime::format_duration(Duration::from_millis(predicted.as_millis().try_into().unwrap_or(u64::MAX)));
+            let stall = text(predicted);
             if predicted > cap {
                 let refusal = Refusal::new(
                     RefusalKind::FailedPrecondition,
                     "WOULD_STALL",
                     format!(
-                        "hold: writers dirty pages faster than they are written back; they would wait about {text}, \
+                        "hold: writers dirty pages faster than they are written back; they would wait about {stall}, \
                          more than max_stall = {}",
                         humantime::format_duration(cap)
                     ),
@@ -227,11 +252,16 @@ impl Work<'_> {
                 .hint("try when there is less writing, or raise `max_stall` in [hold]");
                 return Err(End::refused(refusal.about(&self.id)));
             }
-            let message = format!("pages are dirtied about as fast as they are written back: writers may wait {text}");
+            let message = format!("pages are dirtied about as fast as they are written back: writers may wait {stall}");
             self.publisher.problem(problem(Severity::Note, "STALL_PREDICTED", "", &message, ""));
             return Ok(());
         }
     }
+}
+
+/// To the millisecond.
+fn text(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_millis(duration.as_millis().try_into().unwrap_or(u64::MAX)))
 }
 
 fn is_filesystem(step: &proto::Step, dev: Dev) -> bool {

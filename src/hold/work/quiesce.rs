@@ -19,6 +19,7 @@ use crate::{
         database::{self, Session},
         hook,
     },
+    sys::clock,
     warden::{FreezeError, rcu},
 };
 
@@ -35,6 +36,7 @@ impl Work<'_> {
     pub async fn quiesce(&mut self, until: Instant) -> Result<(), End> {
         self.arm(until.saturating_duration_since(Instant::now()) + ARM_SLACK).await?;
         failpoint::reached("armed").await;
+        self.stalled = Some(clock::monotonic());
         for index in 0..self.hooks.len() {
             if !self.hooks[index].prepare {
                 self.push_hook(index)?;

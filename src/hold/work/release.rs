@@ -48,12 +48,14 @@ impl Work<'_> {
         match undo {
             Undo::Filesystems => {
                 let result = self.thaw(end).await;
+                self.waited = self.wait_so_far();
                 crate::telemetry::frozen(false);
                 failpoint::reached("thawed").await;
                 result
             }
             Undo::Databases => {
                 self.prove(end).await;
+                self.waited = self.wait_so_far();
                 failpoint::reached("proven").await;
                 Ok(())
             }

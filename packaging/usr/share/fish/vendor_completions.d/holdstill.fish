@@ -24,12 +24,12 @@ function __fish_holdstill_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c holdstill -n "__fish_holdstill_needs_command" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_needs_command" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_needs_command" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_needs_command" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_needs_command" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_needs_command" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "serve" -d 'Be the daemon'
-complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "check" -d 'Say what a freeze would do and what it could claim; touches nothing'
+complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "check" -d 'Say what a freeze would do, what it could claim and who can ask for one; touches nothing'
 complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "freeze" -d 'Hold the machine still, and return when it is'
 complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "thaw" -d 'Let go, and say whether everything was held until now'
 complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "extend" -d 'Move the deadline of the hold in progress'
@@ -46,8 +46,8 @@ complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "rescue" -d 'Let
 complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "gate" -d 'The process a command of `run` waits in; started by it'
 complete -c holdstill -n "__fish_holdstill_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c holdstill -n "__fish_holdstill_using_subcommand serve" -l config -d 'Read this configuration file alone' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand serve" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand serve" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand serve" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand serve" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand serve" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand serve" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l id -d 'Name of the hold; asking again with the same name is safe [default: chosen by the daemon]' -r
@@ -63,8 +63,8 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l disk -d 'A
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l capture -d 'When the copy of database logs is taken' -r -f -a "while-held\t''
 logs-after-thaw\t''"
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l label -d 'A few words for reports and history' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l strict -d 'Exit 4 also when there are reservations'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -s h -l help -d 'Print help'
@@ -81,18 +81,18 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l disk -d '
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l capture -d 'When the copy of database logs is taken' -r -f -a "while-held\t''
 logs-after-thaw\t''"
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l label -d 'A few words for reports and history' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -l snapshot-ref -d 'What the snapshot is called; kept in the history' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand extend" -l for -d 'The new total, counted from the moment all was held' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand extend" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand extend" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand extend" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand extend" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand extend" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand extend" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l id -d 'Name of the hold; asking again with the same name is safe [default: chosen by the daemon]' -r
@@ -110,8 +110,8 @@ logs-after-thaw\t''"
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l label -d 'A few words for reports and history' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l keep -d 'After the release, keep this file or directory if the command wrote it (repeatable)' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l report -d 'After the release, write the hold\'s record to this file' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l no-overlay -d 'Let the command write to the held file systems themselves: it will block if it does'
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -s h -l help -d 'Print help'
@@ -128,31 +128,31 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l disk -d
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l capture -d 'When the copy of database logs is taken' -r -f -a "while-held\t''
 logs-after-thaw\t''"
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l label -d 'A few words for reports and history' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -s h -l help -d 'Print help'
-complete -c holdstill -n "__fish_holdstill_using_subcommand status" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand status" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand status" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand status" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand status" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand status" -s h -l help -d 'Print help'
-complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l limit -d 'How many to list' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand history" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand config" -l config -d 'Read this configuration file alone' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand config" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand config" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand config" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand config" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand config" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand config" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -l config -d 'Read this configuration file alone' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "list" -d 'List what will run, in order, and what is ignored'
@@ -160,22 +160,22 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fis
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "remove" -d 'Delete a script, and its settings, from the hooks directory'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "test" -d 'Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l name -d 'Its name there, e.g. 10-orders [default: the file\'s own]' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l force -d 'Replace one of the same name'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from remove" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from remove" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from remove" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from remove" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from remove" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "list" -d 'List what will run, in order, and what is ignored'
@@ -184,30 +184,30 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_se
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "test" -d 'Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l config -d 'Read this configuration file alone' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -l config -d 'Read this configuration file alone' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -l record -d 'The caller\'s record of the hold: what `freeze --json`, `thaw --json` or `run --report` wrote' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand verify" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -l config -d 'Read this configuration file alone' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -l run -d 'The run directory of the dead daemon [default: [paths] run]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand rescue" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -l stage -d 'Where to stage the overlay; without it there is none' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -l held -d 'What is held, as MAJOR:MINOR' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -l socket -d 'The daemon\'s socket [default: `[listen] unix` of the configuration]' -r -F
-complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -l endpoint -d 'Where the daemon is: unix:PATH (in this version nothing else); goes before --socket' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand gate" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "serve" -d 'Be the daemon'
-complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "check" -d 'Say what a freeze would do and what it could claim; touches nothing'
+complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "check" -d 'Say what a freeze would do, what it could claim and who can ask for one; touches nothing'
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "freeze" -d 'Hold the machine still, and return when it is'
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "thaw" -d 'Let go, and say whether everything was held until now'
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "extend" -d 'Move the deadline of the hold in progress'

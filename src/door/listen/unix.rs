@@ -1,5 +1,4 @@
-//! The unix socket: made so that only those allowed can connect, taken over only from a daemon that is gone. The
-//! daemon binds it at start and hands [`Connections`] to [`super::entrance`].
+//! The unix socket: made so that only those allowed can connect, taken over only from a daemon that is gone.
 
 use std::{
     fs, io,
@@ -13,15 +12,14 @@ use std::{
     path::{Path, PathBuf},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
+    task::{Context, Poll, ready},
 };
 
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::{
-        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket},
+        socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, connect, listen, socket},
         stat::{Mode, fchmod},
     },
     unistd::Group,
@@ -30,15 +28,15 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{UnixListener, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::Sleep,
 };
 use tokio_stream::Stream;
 use tonic::transport::server::Connected;
 use tracing::warn;
 
-use super::access::Peer;
+use super::{Error, Rest};
 use crate::{
     config::{Access, Role},
+    door::access::Peer,
     sys::peer,
 };
 
@@ -46,20 +44,6 @@ use crate::{
 const GROUP: &str = "holdstill";
 /// How many connections those who may not operate can have together, so that they cannot keep the others out.
 const GUESTS_MAX: usize = 64;
-/// How long accepting rests after it failed (out of descriptors, out of memory).
-const REST: Duration = Duration::from_millis(200);
-
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("make the directory {path}")]
-    Directory { path: PathBuf, source: io::Error },
-    #[error("listen on {path}: a running daemon answers there")]
-    Answered { path: PathBuf },
-    #[error("listen on {path}: it exists and is not a socket")]
-    NotASocket { path: PathBuf },
-    #[error("listen on {path}")]
-    Listen { path: PathBuf, source: io::Error },
-}
 
 /// A bound socket, and what the log should say about it.
 #[derive(Debug)]
@@ -82,7 +66,7 @@ pub struct UnixSocket {
 ///
 /// # Errors
 /// Somebody answers there, something else lies there, or the path cannot be bound: unix(7).
-pub fn unix(path: &Path) -> Result<Bound, Error> {
+pub fn bind(path: &Path) -> Result<Bound, Error> {
     let failed = |source: io::Error| Error::Listen { path: path.to_owned(), source };
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::DirBuilder::new()
@@ -137,7 +121,7 @@ fn stream_socket() -> nix::Result<OwnedFd> {
 fn bound(path: &Path) -> nix::Result<StdListener> {
     let socket = stream_socket()?;
     fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
-    bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    nix::sys::socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
     listen(&socket, Backlog::new(128)?)?;
     Ok(socket.into())
 }
@@ -158,7 +142,8 @@ impl UnixSocket {
     /// The runtime cannot watch the socket.
     pub fn connections(self, access: Arc<Access>) -> io::Result<Connections> {
         let listener = UnixListener::from_std(self.listener.try_clone()?)?;
-        Ok(Connections { listener, _socket: self, access, guests: Arc::new(Semaphore::new(GUESTS_MAX)), rest: None })
+        let guests = Arc::new(Semaphore::new(GUESTS_MAX));
+        Ok(Connections { listener, _socket: self, access, guests, rest: Rest::default() })
     }
 }
 
@@ -177,7 +162,7 @@ pub struct Connections {
     _socket: UnixSocket,
     access: Arc<Access>,
     guests: Arc<Semaphore>,
-    rest: Option<Pin<Box<Sleep>>>,
+    rest: Rest,
 }
 
 impl Connections {
@@ -205,11 +190,8 @@ impl Stream for Connections {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if let Some(rest) = &mut self.rest {
-                std::task::ready!(rest.as_mut().poll(cx));
-                self.rest = None;
-            }
-            match std::task::ready!(self.listener.poll_accept(cx)) {
+            ready!(self.rest.poll(cx));
+            match ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, _)) => {
                     if let Some(connection) = self.admitted(stream) {
                         return Poll::Ready(Some(Ok(connection)));
@@ -217,7 +199,7 @@ impl Stream for Connections {
                 }
                 Err(e) => {
                     warn!(error = %e, "a connection could not be accepted");
-                    self.rest = Some(Box::pin(tokio::time::sleep(REST)));
+                    self.rest.begin();
                 }
             }
         }
@@ -298,7 +280,7 @@ mod tests {
     fn a_missing_directory_is_made_and_a_missing_group_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/er/holdstill.sock");
-        let bound = unix(&path).unwrap();
+        let bound = bind(&path).unwrap();
         match Group::from_name(GROUP).unwrap() {
             Some(_) => assert_eq!((mode(&path), bound.note), (0o660, None)),
             None => {
@@ -313,8 +295,8 @@ mod tests {
     fn a_running_daemon_is_never_pushed_aside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("holdstill.sock");
-        let first = unix(&path).unwrap();
-        assert!(matches!(unix(&path), Err(Error::Answered { .. })));
+        let first = bind(&path).unwrap();
+        assert!(matches!(bind(&path), Err(Error::Answered { .. })));
         // not even one too busy to accept
         let mut waiting = Vec::new();
         while let Ok(probe) = stream_socket().and_then(|s| {
@@ -323,7 +305,7 @@ mod tests {
         }) {
             waiting.push(probe);
         }
-        assert!(matches!(unix(&path), Err(Error::Answered { .. })));
+        assert!(matches!(bind(&path), Err(Error::Answered { .. })));
         drop(first);
         assert!(!path.exists());
     }
@@ -334,12 +316,12 @@ mod tests {
         let path = dir.path().join("holdstill.sock");
         drop(StdListener::bind(&path).unwrap());
         assert!(path.exists());
-        let ours = unix(&path).unwrap();
+        let ours = bind(&path).unwrap();
         StdStream::connect(&path).unwrap();
         drop(ours);
 
         fs::write(&path, "mine").unwrap();
-        assert!(matches!(unix(&path), Err(Error::NotASocket { .. })));
+        assert!(matches!(bind(&path), Err(Error::NotASocket { .. })));
         assert_eq!(fs::read_to_string(&path).unwrap(), "mine");
     }
 
@@ -347,9 +329,9 @@ mod tests {
     fn a_path_that_is_no_longer_ours_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("holdstill.sock");
-        let ours = unix(&path).unwrap();
+        let ours = bind(&path).unwrap();
         fs::rename(&path, dir.path().join("moved")).unwrap();
-        let theirs = unix(&path).unwrap();
+        let theirs = bind(&path).unwrap();
         drop(ours);
         assert!(path.exists());
         drop(theirs);
@@ -361,7 +343,7 @@ mod tests {
         let path = dir.path().join("holdstill.sock");
         let uid = nix::unistd::getuid().as_raw();
         let access = Access { operate: vec![Principal::User { name: "me".into(), uid }], look: Vec::new() };
-        let mut connections = unix(&path).unwrap().socket.connections(Arc::new(access)).unwrap();
+        let mut connections = bind(&path).unwrap().socket.connections(Arc::new(access)).unwrap();
         let _client = StdStream::connect(&path).unwrap();
         let peer = connections.next().await.unwrap().unwrap().connect_info();
         assert_eq!(peer.role, Some(Role::Operate));
@@ -373,7 +355,7 @@ mod tests {
     async fn those_who_may_only_look_get_64_connections_and_a_closed_one_makes_room() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("holdstill.sock");
-        let mut connections = unix(&path).unwrap().socket.connections(Arc::default()).unwrap();
+        let mut connections = bind(&path).unwrap().socket.connections(Arc::default()).unwrap();
         let mut seated = Vec::new();
         let mut clients = Vec::new();
         for _ in 0..GUESTS_MAX {
