@@ -253,7 +253,8 @@ impl Rows<'_> {
         let right = word == expected;
         if !right {
             let name = agent.name();
-            self.wrong.push(format!("{id}, {what}, with {name}: expected “{expected}”, but it ended “{word}” {detail}"));
+            self.wrong
+                .push(format!("{id}, {what}, with {name}: expected “{expected}”, but it ended “{word}” {detail}"));
         }
         let detail: String = detail.lines().next().unwrap_or_default().chars().take(60).collect();
         let detail = if detail.is_empty() { detail } else { format!(" ({detail})") };

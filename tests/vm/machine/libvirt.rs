@@ -100,7 +100,9 @@ impl Libvirt {
         let mut child = self.start_virsh(arguments);
         let status = finish(&mut child, limit);
         let took = now() - begun;
-        let read = |pipe: Option<&mut dyn std::io::Read>| pipe.map_or_else(String::new, |p| std::io::read_to_string(p).unwrap_or_default());
+        let read = |pipe: Option<&mut dyn std::io::Read>| {
+            pipe.map_or_else(String::new, |p| std::io::read_to_string(p).unwrap_or_default())
+        };
         let out = read(child.stdout.as_mut().map(|p| p as _)) + &read(child.stderr.as_mut().map(|p| p as _));
         Said { code: status.and_then(|s| s.code()), out: out.trim().to_owned(), took }
     }
