@@ -80,6 +80,8 @@ pub struct Survey {
 pub struct Instance {
     pub target: Target,
     pub session: Session,
+    /// the server's process, if it is known
+    pid: Option<i32>,
     /// every directory it needs is on a file system that is frozen
     pub covered: bool,
 }
@@ -259,6 +261,7 @@ impl Survey {
     async fn find_databases(&mut self, settings: &Settings, surroundings: &Surroundings) {
         let mut targets = settings.databases.configured.clone();
         let mut running = Vec::new();
+        let mut listeners = Vec::new();
         if settings.databases.discover {
             let (root, processes) = (surroundings.root.clone(), self.guest.processes.clone());
             let found =
@@ -272,20 +275,28 @@ impl Survey {
                 let Some(engine) = spoken(socket.engine) else { continue };
                 let target = Target::discovered(engine, socket.path);
                 if !targets.iter().any(|t| database::same_instance(t, &target)) {
-                    targets.push(target);
+                    targets.push(target.clone());
                 }
+                listeners.push((target, socket.pid));
             }
             running = found.engines;
         }
         let connections = join_all(targets.iter().map(|t| Session::connect(t, CONNECT_LIMIT))).await;
         for (target, connection) in targets.into_iter().zip(connections) {
-            match connection {
-                // two sockets of one server: the first one, a configured one if there is any, holds it
-                Ok(session) if session.server_pid().is_some_and(|pid| self.is_connected(pid)) => {
-                    let _ = session.release(DISCONNECT_LIMIT).await;
+            let session = match connection {
+                Ok(session) => session,
+                Err(error) => {
+                    self.cannot_hold(&target, &error);
+                    continue;
                 }
-                Ok(session) => self.add_database(target, session, surroundings).await,
-                Err(error) => self.cannot_hold(&target, &error),
+            };
+            let listener = listeners.iter().find(|(found, _)| database::same_instance(found, &target));
+            let pid = server(session.server_pid(), listener.and_then(|(_, pid)| *pid), &running);
+            // two sockets of one server: the first one, a configured one if there is any, holds it
+            if pid.is_some_and(|pid| self.is_connected(pid)) {
+                let _ = session.release(DISCONNECT_LIMIT).await;
+            } else {
+                self.add_database(target, session, pid, surroundings).await;
             }
         }
         for engine in running {
@@ -310,14 +321,14 @@ impl Survey {
     }
 
     fn is_connected(&self, pid: i32) -> bool {
-        self.databases.iter().any(|db| db.session.server_pid() == Some(pid))
+        self.databases.iter().any(|db| db.pid == Some(pid))
     }
 
-    async fn add_database(&mut self, target: Target, session: Session, surroundings: &Surroundings) {
+    async fn add_database(&mut self, target: Target, session: Session, pid: Option<i32>, surroundings: &Surroundings) {
         let mut step = database_step(&target);
         step.set_outcome(StepOutcome::Planned);
         let mut described = session.describe();
-        let outside = self.outside(&session, surroundings).await;
+        let outside = self.outside(&session, pid, surroundings).await;
         let covered = outside.is_empty();
         if !covered {
             described.set_claim(Claim::Uncovered);
@@ -330,7 +341,7 @@ impl Survey {
         self.expected.claims.push(described.claim());
         step.detail = Some(proto::step::Detail::Database(described));
         self.steps.push(step);
-        self.databases.push(Instance { target, session, covered });
+        self.databases.push(Instance { target, session, pid, covered });
     }
 
     fn cannot_hold(&mut self, target: &Target, error: &database::Error) {
@@ -350,9 +361,9 @@ impl Survey {
     }
 
     /// The database's directories that no frozen file system covers.
-    async fn outside(&self, session: &Session, surroundings: &Surroundings) -> Vec<String> {
+    async fn outside(&self, session: &Session, pid: Option<i32>, surroundings: &Surroundings) -> Vec<String> {
         let frozen = self.frozen();
-        let (paths, pid, root) = (session.data_paths(), session.server_pid(), surroundings.root.clone());
+        let (paths, root) = (session.data_paths(), surroundings.root.clone());
         let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
         let located =
             in_a_thread(TOUCH_LIMIT, move || paths.iter().map(|path| locate(&root, path, pid)).collect::<Vec<_>>())
@@ -462,6 +473,14 @@ impl Survey {
             );
         }
     }
+}
+
+/// Which process the server at the other end of a socket is. The kernel names the one that called listen(2), and under socket
+/// activation (Debian's mariadb.socket) that is systemd, for every server it listens for: then it is whoever has the socket
+/// open now, and never process 1.
+fn server(peer: Option<i32>, listener: Option<i32>, running: &[databases::RunningEngine]) -> Option<i32> {
+    let runs = |pid: &i32| running.iter().any(|engine| engine.pid == *pid);
+    peer.filter(runs).or(listener).or(peer.filter(|pid| *pid != 1))
 }
 
 /// The protocol an engine speaks, if it is one we hold.
@@ -663,4 +682,27 @@ fn mount_id(path: &Path) -> io::Result<u64> {
 /// Runs `work` where it may block, and waits for it at most `limit`.
 async fn in_a_thread<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.ok()?.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_systemd_listens_for_is_the_process_that_has_the_socket() {
+        let engine = |pid| databases::RunningEngine {
+            engine: databases::Engine::Mariadb,
+            pid,
+            datadir: None,
+            sockets: Vec::new(),
+            elsewhere: false,
+        };
+        let running = [engine(225), engine(300)];
+        assert_eq!(server(Some(300), Some(225), &running), Some(300), "in containers one path is two servers");
+        assert_eq!(server(Some(1), Some(225), &running), Some(225));
+        assert_eq!(server(Some(800), Some(225), &running), Some(225), "a user's own systemd listens");
+        assert_eq!(server(Some(1), None, &running), None, "two of these are not one server");
+        assert_eq!(server(Some(400), None, &[]), Some(400), "a binary of another name");
+        assert_eq!(server(None, None, &running), None, "over TCP");
+    }
 }

@@ -3,6 +3,7 @@
 
 #[path = "../lab/mod.rs"]
 #[macro_use]
+#[expect(dead_code, reason = "the tests with virtual machines use the rest of it")]
 mod lab;
 
 mod bad_input;

@@ -412,6 +412,10 @@ impl Running {
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().is_ok_and(|s| s.is_some())
     }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
 }
 
 impl Answer {

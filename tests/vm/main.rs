@@ -13,6 +13,7 @@ mod snapshots;
 mod table;
 mod transcript;
 mod virsh;
+mod vsock;
 mod who_thaws;
 mod wire;
 
@@ -24,18 +25,17 @@ fn main() -> ExitCode {
         table::begin();
     }
     // most of a fact's time is waiting for a deadline
-    let ended = lab::main_side_by_side(
-        &[
-            snapshots::FACTS,
-            who_thaws::FACTS,
-            filesystems::FACTS,
-            wire::FACTS,
-            virsh::FACTS,
-            paused::FACTS,
-            transcript::FACTS,
-        ],
-        2,
-    );
+    let facts = [
+        snapshots::FACTS,
+        who_thaws::FACTS,
+        filesystems::FACTS,
+        wire::FACTS,
+        transcript::FACTS,
+        paused::FACTS,
+        virsh::FACTS,
+        vsock::FACTS,
+    ];
+    let ended = lab::main_side_by_side(&facts, 2);
     if of_the_harness {
         println!("{}", table::printed());
     }

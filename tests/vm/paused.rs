@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     lab::Lab,
-    machine::{Agent as _, Boot, Holdstill, Machine, Place, agent::Setup, oracle},
+    machine::{Agent, Boot, Holdstill, Machine, Place, agent::Setup, oracle},
     table::MARKS,
 };
 
@@ -18,7 +18,7 @@ facts! {
 fn a_machine_paused_for_five_seconds_while_held_is_unbroken(lab: &Lab) {
     let place = Place::new(lab, "paused");
     let guest = Machine::boot(&place, &Boot::small());
-    let agent: &dyn crate::machine::Agent = &Holdstill;
+    let agent: &dyn Agent = &Holdstill;
     let setup = Setup { settings: vec![("hold.unclaimed", "\"4s\"")], hook: Some(MARKS), ..Setup::default() };
     agent.begin(&guest, &setup);
     let mut host = guest.host();

@@ -37,12 +37,12 @@ const DIFFERENCES: &[(&str, &[&str])] = &[
             "not a number, frozen",
         ],
     ),
-    (
-        "a reset between requests is no error; a host that sends one has to put up with an answer or none",
-        &["a reset"],
-    ),
+    ("a reset between requests is no error; a host that sends one has to put up with an answer or none", &["a reset"]),
     ("single quotes are QEMU's own, and no JSON", &["single quotes", "single quotes, frozen"]),
-    ("the last of two equal keys counts, as in most readers of JSON", &["twice the same key", "twice the same key, frozen"]),
+    (
+        "the last of two equal keys counts, as in most readers of JSON",
+        &["twice the same key", "twice the same key, frozen"],
+    ),
     (
         "nothing to freeze is no success: a host that is told 0 would go on and cut",
         &["freeze-list: no place", "freeze-list: unknown place"],
@@ -122,14 +122,17 @@ fn requests() -> Vec<(When, &'static str, Vec<u8>)> {
     add(Thawed, "thaw when thawed", r#"{"execute": "guest-fsfreeze-thaw"}"#);
     add(Thawed, "thaw with an argument", r#"{"execute": "guest-fsfreeze-thaw", "arguments": {"a": 1}}"#);
     add(Thawed, "freeze with an argument", r#"{"execute": "guest-fsfreeze-freeze", "arguments": {"mountpoints": []}}"#);
-    let list = |places: &str| format!(r#"{{"execute": "guest-fsfreeze-freeze-list", "arguments": {{"mountpoints": {places}}}}}"#);
+    let list = |places: &str| {
+        format!(r#"{{"execute": "guest-fsfreeze-freeze-list", "arguments": {{"mountpoints": {places}}}}}"#)
+    };
     add(Thawed, "freeze-list: text", &list("\"/\""));
     add(Thawed, "freeze-list: numbers", &list("[1]"));
     add(Thawed, "freeze-list: null", &list("null"));
     add(Thawed, "freeze-list: unknown place", &list("[\"/nowhere\"]"));
     add(Thawed, "freeze-list: no place", &list("[]"));
     add(Thawed, "thaw after lists", r#"{"execute": "guest-fsfreeze-thaw"}"#);
-    for name in ["guest-get-host-name", "guest-get-osinfo", "guest-get-timezone", "guest-get-users", "guest-get-vcpus"] {
+    for name in ["guest-get-host-name", "guest-get-osinfo", "guest-get-timezone", "guest-get-users", "guest-get-vcpus"]
+    {
         add(Thawed, name, &format!(r#"{{"execute": "{name}"}}"#));
     }
     add(Thawed, "guest-network-get-interfaces", r#"{"execute": "guest-network-get-interfaces"}"#);
@@ -137,7 +140,11 @@ fn requests() -> Vec<(When, &'static str, Vec<u8>)> {
     add(Thawed, "guest-info", r#"{"execute": "guest-info"}"#);
     add(Thawed, "a file that is not there", r#"{"execute": "guest-file-open", "arguments": {"path": "/nowhere"}}"#);
     add(Thawed, "a relayed command's missing argument", r#"{"execute": "guest-file-open"}"#);
-    add(Thawed, "a relayed command with an id", r#"{"execute": "guest-file-close", "arguments": {"handle": 1}, "id": [1]}"#);
+    add(
+        Thawed,
+        "a relayed command with an id",
+        r#"{"execute": "guest-file-close", "arguments": {"handle": 1}, "id": [1]}"#,
+    );
     add(Frozen, "freeze when frozen", r#"{"execute": "guest-fsfreeze-freeze"}"#);
     add(Frozen, "freeze-list when frozen", &list("[\"/\"]"));
     add(Frozen, "guest-get-fsinfo when frozen", r#"{"execute": "guest-get-fsinfo"}"#);
@@ -206,7 +213,8 @@ fn steady(name: &str, answer: Option<Value>, line: &[u8]) -> String {
     }
     if let Some(desc) = answer["error"]["desc"].as_str() {
         // hosts look for these words; the rest is for people, and another in every release
-        let known = ["JSON parse error", "has been disabled"].iter().find_map(|words| Some(desc.find(words)? + words.len()));
+        let known =
+            ["JSON parse error", "has been disabled"].iter().find_map(|words| Some(desc.find(words)? + words.len()));
         answer["error"]["desc"] = known.map_or(desc, |end| &desc[..end]).into();
     }
     sorted(&answer)

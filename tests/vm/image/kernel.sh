@@ -61,19 +61,24 @@ make_initrd() {
     rm -rf "$tree"
 }
 
-# load MODULE DIR: copies it behind everything it depends on, numbered in the order in which they are to be inserted.
-load() {
-    local file depends each plain
-    case $loaded in *" $1 "*) return 0 ;; esac
-    loaded="$loaded$1 "
+# module NAME FILE: copies it as insmod takes it; fails if the kernel has it built in, or not at all.
+module() {
+    local file
     file=$(find "$lab/kernel" -name "${1//[-_]/[-_]}.ko*" -print -quit)
-    [ -n "$file" ] || return 0
-    plain=$2/$1.plain
+    [ -n "$file" ] || return 1
     case $file in
     *.xz) xz -dc "$file" ;;
     *.zst) zstd -dc "$file" ;;
     *) cat "$file" ;;
-    esac >"$plain"
+    esac >"$2"
+}
+
+# load MODULE DIR: copies it behind everything it depends on, numbered in the order in which they are to be inserted.
+load() {
+    local depends each plain=$2/$1.plain
+    case $loaded in *" $1 "*) return 0 ;; esac
+    loaded="$loaded$1 "
+    module "$1" "$plain" || return 0
     depends=$(tr '\0' '\n' <"$plain" | sed -n 's/^depends=//p' | tr ',' ' ')
     for each in $depends; do load "$each" "$2"; done
     mv "$plain" "$2/$number-$1.ko"

@@ -3,7 +3,8 @@
 //! ```text
 //!   fact ─┬─ Machine ─ qemu ─┬─ QMP socket ······ snapshots, pause, memory snapshots
 //!         │                  ├─ guest-agent port · a Host (tests/lab/guest_agent.rs), as libvirt or Proxmox would be
-//!         │                  └─ shell port ······ Inside: commands in the guest
+//!         │                  ├─ shell port ······ Inside: commands in the guest
+//!         │                  └─ vsock ··· Device ··· our own program, asking from the host
 //!         └─ Libvirt ─ libvirtd ─ Domain ─ the same three
 //! ```
 //!

@@ -6,7 +6,6 @@ use std::{
     ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
     time::Duration,
 };
 
@@ -134,20 +133,30 @@ impl Machine {
 
     /// Cuts both disks at the same instant: what was written so far stays in the files it is in, which are answered.
     pub fn cut(&self, tag: &str) -> [PathBuf; 2] {
-        let next = |name: &str| self.place.disk.join(format!("{name}-{tag}.qcow2"));
         let so_far = self.qmp("query-block", Value::Null);
         let file_of = |name: &str| {
             let devices = so_far.as_array().expect("a list");
             let device = devices.iter().find(|d| d["device"] == name).expect("both disks are there");
             PathBuf::from(device["inserted"]["file"].as_str().expect("a file"))
         };
+        let cut = ["root", "data"].map(file_of);
+        self.qmp("transaction", self.to_cut(tag));
+        cut
+    }
+
+    /// What `transaction` has to be given to do that.
+    pub fn to_cut(&self, tag: &str) -> Value {
+        let next = |name: &str| self.place.disk.join(format!("{name}-{tag}.qcow2"));
         let actions = ["root", "data"].map(|name| {
             json!({"type": "blockdev-snapshot-sync",
                    "data": {"device": name, "snapshot-file": next(name), "format": "qcow2"}})
         });
-        let cut = ["root", "data"].map(file_of);
-        self.qmp("transaction", json!({"actions": actions}));
-        cut
+        json!({"actions": actions})
+    }
+
+    /// The machine is gone, from one moment to the next.
+    pub fn kill(&self) {
+        let _ = finish(&mut self.child.borrow_mut(), Duration::ZERO);
     }
 
     /// Writes memory and disks into a snapshot within the disks.
