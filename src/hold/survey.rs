@@ -17,9 +17,11 @@ use super::{
     plan::{self, Achieved, Facts, Inputs, Leaf, Plan, problem},
 };
 use crate::{
-    config::Settings,
+    config::{GuestAgent, Settings},
     guest::{
-        self, Dev, Guest, Kind, Superblock, agent_channel, databases, platform, preflight, superblock,
+        self, Dev, Guest, Kind, Superblock,
+        agent_channel::{self, AgentChannel, Owner},
+        databases, platform, preflight, superblock,
         tasks::{self, Processes},
         transient,
     },
@@ -30,6 +32,8 @@ use crate::{
     },
 };
 
+/// By then a daemon has taken the channel that is there and owned by nobody, or will not. It looks twice, 300 ms apart.
+const TAKES: Duration = Duration::from_secs(2);
 /// Reading /proc and /sys takes milliseconds; beyond this something is badly stuck.
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// statfs and superblock reads touch devices, which may be dead: what has not answered by then is left out.
@@ -147,9 +151,22 @@ pub fn warm_up(root: &Path) {
 
 /// Who can ask for a hold; of no interest to a hold that somebody has asked for.
 async fn callers(settings: &Settings, surroundings: &Surroundings) -> Vec<proto::Problem> {
-    let root = surroundings.root.clone();
-    let read = move || (agent_channel::read(&root), platform::Dmi::read(&root).platform());
-    match in_a_thread(READ_LIMIT, read).await {
+    let begun = tokio::time::Instant::now();
+    let read = || {
+        let root = surroundings.root.clone();
+        in_a_thread(READ_LIMIT, move || (agent_channel::read(&root), platform::Dmi::read(&root).platform()))
+    };
+    let mut found = read().await;
+    // a daemon that has just been started takes the channel a moment later
+    let untaken = |channel: &AgentChannel| channel.device.is_some() && channel.owner == Owner::Nobody;
+    while settings.listen.guest_agent == GuestAgent::Auto
+        && found.as_ref().is_some_and(|(channel, _)| untaken(channel))
+        && begun.elapsed() < TAKES
+    {
+        tokio::time::sleep(TAKES / 10).await;
+        found = read().await;
+    }
+    match found {
         Some((channel, platform)) => super::callers::problems(&settings.listen, &channel, platform),
         None => {
             let message = format!("find out who can ask: /proc did not answer within {READ_LIMIT:?}");

@@ -104,8 +104,21 @@ impl Freezer {
         };
         let spec = HoldSpec { include_mounts, ..HoldSpec::default() };
         let (id, spec) = input::hold(String::new(), Some(spec)).map_err(|refusal| refused(&refusal))?;
-        let freezing = self.handle.freeze(format!("qga-{id}"), spec, CALLER.to_owned());
-        let (report, lease) = freezing.await.map_err(|refusal| refused(&refusal))?;
+        let id = format!("qga-{id}");
+        let earlier = self.owed.clone();
+        // owed from here on: if this daemon is lost on the way, a host that goes on without an answer must not hear that
+        // all is well
+        self.owe(Owed { id: id.clone(), filesystems: 0 });
+        let (report, lease) = match self.handle.freeze(id, spec, CALLER.to_owned()).await {
+            Ok(held) => held,
+            Err(refusal) => {
+                match earlier {
+                    Some(earlier) => self.owe(earlier),
+                    None => self.settle(),
+                }
+                return Err(refused(&refusal));
+            }
+        };
         let filesystems = frozen_filesystems(&report);
         self.owe(Owed { id: report.id, filesystems });
         self.claim = Some(wait_for_claim(lease, self.unclaimed));
@@ -227,6 +240,9 @@ fn broken(report: &proto::Report, unclaimed: Duration) -> String {
             "the host asked for neither status nor thaw within {} of the freeze",
             humantime::format_duration(unclaimed)
         ),
+        ReleaseReason::DaemonLost if report.verdict() == Verdict::NeverHeld => {
+            "the daemon ended before all was held".to_owned()
+        }
         ReleaseReason::Unspecified
         | ReleaseReason::Asked
         | ReleaseReason::Deadline
@@ -263,6 +279,9 @@ mod tests {
             broken(&report, Duration::from_secs(20)),
             "hold qga-1 was broken: nobody asked in time; everything is thawed, take a new snapshot"
         );
+        report.set_reason(ReleaseReason::DaemonLost);
+        report.set_verdict(Verdict::NeverHeld);
+        assert!(broken(&report, Duration::from_secs(20)).contains("the daemon ended before all was held;"));
         report.set_reason(ReleaseReason::CallerGone);
         assert!(broken(&report, Duration::from_secs(20)).contains("neither status nor thaw within 20s"));
     }
