@@ -1,6 +1,7 @@
 //! Reading the guest. Every reader takes a `root`, every parser takes text; nothing here touches a target file system.
 
 pub mod databases;
+pub mod dirty;
 pub mod disks;
 #[cfg(test)]
 mod fixture;
