@@ -57,10 +57,10 @@ pub fn handle_of(pid: i32, fd: i32) -> io::Result<OwnedFd> {
     Ok(open(format!("/proc/{pid}/fd/{fd}").as_str(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())?)
 }
 
-/// A handle on `name` in `directory`; neither a link nor a mount point is followed.
+/// A handle on `name` in `directory`: of a link on the link itself, and none on what is mounted there.
 ///
 /// # Errors
-/// openat2(2)'s; ELOOP: a link; EXDEV: a mount point.
+/// openat2(2)'s; EXDEV: a mount point, or not below it.
 pub fn handle_below(directory: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedFd> {
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).resolve(NOWHERE_ELSE);
     Ok(openat2(directory, name, how)?)
@@ -70,7 +70,7 @@ pub fn handle_below(directory: BorrowedFd<'_>, name: &Path) -> io::Result<OwnedF
 /// mount points.
 ///
 /// # Errors
-/// As [`handle_below`].
+/// openat2(2)'s; ELOOP: a link; EXDEV: a mount point.
 pub fn directory_below(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };

@@ -189,3 +189,72 @@ impl Portion {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What portions a disk of so many bytes in a millisecond, after a latency, is given; and how long each took.
+    fn portions(bytes_per_ms: u64, latency: Duration, count: usize) -> Vec<(u64, Duration)> {
+        let mut portion = Portion::default();
+        let next = || {
+            let bytes = portion.bytes();
+            let took = latency + Duration::from_micros(bytes * 1000 / bytes_per_ms);
+            portion.took(took);
+            (bytes, took)
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    #[test]
+    fn a_portion_becomes_as_much_as_a_disk_writes_in_a_few_milliseconds() {
+        let sizes = |speed, latency| {
+            let all = portions(speed, Duration::from_micros(latency), 6);
+            all.iter().map(|(bytes, _)| bytes / KIB).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(3_000_000, 50), [1024, 2048, 4096, 4096, 4096, 4096], "memory");
+        assert_eq!(sizes(125_000, 1_000), [1024, 512, 512, 512, 512, 512], "a cloud's usual disk");
+        assert_eq!(sizes(10_000, 4_000), [1024, 512, 256, 256, 256, 256], "hopeless");
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_disk_a_portion_soon_takes_milliseconds_or_is_as_small_or_large_as_it_gets(
+            bytes_per_ms in 1_000u64..100_000_000,
+            latency in 0u64..20_000,
+        ) {
+            let last = portions(bytes_per_ms, Duration::from_micros(latency), 20).pop();
+            let (bytes, took) = last.expect("twenty");
+            prop_assert!((LEAST..=MOST).contains(&bytes));
+            prop_assert!(took <= SLOW || bytes == LEAST, "{bytes} took {took:?}");
+            // a doubled one would be too long, or nearly
+            prop_assert!(took >= QUICK || bytes == MOST, "{bytes} took {took:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_written_once_whoever_leads_to_it_and_nothing_else_is_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::write(at("small"), vec![1; 4096]).unwrap();
+        std::fs::hard_link(at("small"), at("again")).unwrap();
+        std::fs::write(at("large"), vec![1; 3 << 20]).unwrap();
+        std::fs::write(at("empty"), []).unwrap();
+        symlink("small", at("link")).unwrap();
+        mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+        let root = OwnedFd::from(File::open(dir.path()).unwrap());
+        let mut pacer = Pacer::new(Duration::from_secs(10));
+        for name in ["small", "again", "empty", "fifo", "link"] {
+            pacer.take(&writeback::handle_below(root.as_fd(), Path::new(name)).unwrap());
+        }
+        assert!(writeback::handle_below(root.as_fd(), Path::new("../x")).is_err());
+        assert_eq!((pacer.done.len(), pacer.small.len(), pacer.small_bytes), (1, 1, 4096));
+        pacer.take(&writeback::handle_below(root.as_fd(), Path::new("large")).unwrap());
+        assert_eq!((pacer.done.len(), pacer.small.len()), (2, 0), "the small ones are waited for first");
+    }
+}

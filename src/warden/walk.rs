@@ -113,3 +113,53 @@ enum Seen {
         changed: bool,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        os::unix::{
+            fs::{MetadataExt, symlink},
+            net::UnixListener,
+        },
+    };
+
+    use nix::{sys::stat::Mode, unistd::mkfifo};
+
+    use super::*;
+
+    /// The inodes found below a directory, of those changed at `since` or later; the search ends after `most`.
+    fn found(directory: &Path, since: i64, most: usize) -> Vec<u64> {
+        let root = File::open(directory).unwrap();
+        let mut inodes = Vec::new();
+        let found = |handle: OwnedFd| {
+            inodes.push(nix::sys::stat::fstat(&handle).unwrap().st_ino);
+            if inodes.len() < most { Next::Go } else { Next::Stop }
+        };
+        Walk { root: root.as_fd(), since, searched: Duration::ZERO, found }.run();
+        inodes
+    }
+
+    #[test]
+    fn files_changed_lately_are_found_at_any_depth_and_what_is_no_file_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::create_dir_all(at("a/b/c")).unwrap();
+        for name in ["a/b/c/deep", "near"] {
+            fs::write(at(name), "written").unwrap();
+        }
+        fs::write(at("empty"), "").unwrap();
+        symlink("near", at("link")).unwrap();
+        symlink("a", at("a/b/round")).unwrap();
+        mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        let inode = |name: &str| fs::metadata(at(name)).unwrap().ino();
+        let mut all = found(dir.path(), 0, 10);
+        all.sort_unstable();
+        let mut files = vec![inode("a/b/c/deep"), inode("near")];
+        files.sort_unstable();
+        assert_eq!(all, files);
+        assert!(found(dir.path(), i64::MAX, 10).is_empty(), "nothing changes in the far future");
+        assert_eq!(found(dir.path(), 0, 1).len(), 1);
+    }
+}

@@ -19,6 +19,7 @@ mod own_only;
 mod private_root;
 mod receipts;
 mod undo;
+mod write_back;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         receipts::FACTS,
         databases::FACTS,
         private_root::FACTS,
+        write_back::FACTS,
         idle::FACTS,
         faults::FACTS,
     ])
