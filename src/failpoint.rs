@@ -1,4 +1,4 @@
-//! Named transitions at which a test can make the driver pause, so that it can kill or stop whom it likes right there.
+//! Named transitions at which a test can make the driver, or a pacer, pause, so that it can kill or stop whom it likes right there.
 //! Compiled in only with debug assertions or the feature `failpoints`; a release build has none of it.
 //!
 //! `HOLDSTILL_FAILPOINT=held:pause=2000` pauses 2 s at `held`; the name of every failpoint reached is appended to the
@@ -6,20 +6,35 @@
 
 #[cfg(any(debug_assertions, feature = "failpoints"))]
 pub async fn reached(name: &str) {
-    use std::{env, io::Write as _, time::Duration};
+    if let Some(pause) = wanted(name) {
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// As [`reached`], in a process without a runtime: all of it pauses.
+#[cfg(any(debug_assertions, feature = "failpoints"))]
+pub fn pause(name: &str) {
+    if let Some(pause) = wanted(name) {
+        std::thread::sleep(pause);
+    }
+}
+
+#[cfg(any(debug_assertions, feature = "failpoints"))]
+fn wanted(name: &str) -> Option<std::time::Duration> {
+    use std::{env, io::Write as _};
     if let Some(file) = env::var_os("HOLDSTILL_FAILPOINT_FILE")
         && let Ok(mut file) = std::fs::OpenOptions::new().create(true).append(true).open(file)
     {
         let _ = writeln!(file, "{name}");
     }
-    let Ok(wanted) = env::var("HOLDSTILL_FAILPOINT") else { return };
-    if let Some(pause) = wanted.strip_prefix(name).and_then(|rest| rest.strip_prefix(":pause="))
-        && let Ok(pause) = pause.parse()
-    {
-        tokio::time::sleep(Duration::from_millis(pause)).await;
-    }
+    let wanted = env::var("HOLDSTILL_FAILPOINT").ok()?;
+    let pause = wanted.strip_prefix(name)?.strip_prefix(":pause=")?;
+    Some(std::time::Duration::from_millis(pause.parse().ok()?))
 }
 
 #[cfg(not(any(debug_assertions, feature = "failpoints")))]
 #[expect(clippy::unused_async, reason = "the same shape as the one that pauses")]
 pub async fn reached(_name: &str) {}
+
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
+pub fn pause(_name: &str) {}

@@ -168,16 +168,18 @@ impl Guest {
         Ok(())
     }
 
-    /// Writes `mib` anew, evenly over all, and leaves it in memory.
-    pub fn dirty(&self, mib: u64) -> Result<()> {
+    /// Writes `mib` anew, evenly over all, and leaves it in memory; answers the files.
+    pub fn dirty(&self, mib: u64) -> Result<Vec<File>> {
         let block = vec![0xd1; 1 << 20];
+        let mut files = Vec::new();
         for target in self.targets() {
             let mut file = File::create(target.join("dirt"))?;
             for _ in 0..mib / self.mounted.len() as u64 {
                 file.write_all(&block)?;
             }
+            files.push(file);
         }
-        Ok(())
+        Ok(files)
     }
 
     /// One for each target, each ready when this returns.

@@ -1,11 +1,12 @@
 //! How long writers wait for a snapshot: holdstill beside the QEMU guest agent, on the same loop-mounted file systems,
-//! in the same run, taking turns. `cargo bench --bench stall`, as root; about ten minutes.
+//! in the same run, taking turns. `cargo bench --bench stall`, as root; about 20 minutes.
 //!
 //! The measure is the longest time any single 4 KiB write took, of those under way between the request to freeze and
 //! the answer to the thaw that follows it at once.
 //!
 //! - `HOLDSTILL_BENCH_QUICK=1`: one pair of each instead of seven
 //! - `HOLDSTILL_BENCH_ONLY=holdstill|qemu-ga`: only that one
+//! - `HOLDSTILL_BENCH_ON=ext4|xfs|btrfs`: only on one file system of that type
 //! - `HOLDSTILL_BENCH_DIR=DIR`: where the file systems' images lie; /dev/shm unless said, so that the machine's own
 //!   disk is not what is measured
 //! - `HOLDSTILL_BIN=PATH`: another holdstill than the one just built
@@ -14,7 +15,7 @@ mod agent;
 mod guest;
 mod writer;
 
-use std::{env, process::ExitCode, thread, time::Duration};
+use std::{env, fmt, process::ExitCode, thread, time::Duration};
 
 use agent::{Agent, Which};
 use guest::{Guest, Kind};
@@ -25,9 +26,40 @@ use writer::{Style, Writer};
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// What lies in memory, unwritten, when the freeze is asked for, all file systems together.
-const DIRT: [u64; 2] = [0, 1024];
+const DIRT: [Dirt; 5] = [
+    Dirt { mib: 0, file: Left::Closed },
+    Dirt { mib: 256, file: Left::Open },
+    Dirt { mib: 256, file: Left::Closed },
+    Dirt { mib: 1024, file: Left::Open },
+    Dirt { mib: 1024, file: Left::Closed },
+];
 /// How long writers run undisturbed before each request, for comparison.
 const CALM: Duration = Duration::from_millis(150);
+
+#[derive(Clone, Copy)]
+struct Dirt {
+    mib: u64,
+    file: Left,
+}
+
+/// How whoever wrote it left the file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// as a database does
+    Open,
+    /// as a copy or a dump does
+    Closed,
+}
+
+impl fmt::Display for Dirt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&match (self.mib, self.file) {
+            (0, _) => "0".to_owned(),
+            (mib, Left::Open) => format!("{mib} MiB open"),
+            (mib, Left::Closed) => format!("{mib} MiB closed"),
+        })
+    }
+}
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -65,15 +97,19 @@ fn bench() -> Result<()> {
         Some("qemu-ga") => vec![Which::QemuGa],
         Some(other) => return Err(format!("HOLDSTILL_BENCH_ONLY={other}: holdstill or qemu-ga").into()),
     };
+    let on = env::var("HOLDSTILL_BENCH_ON").ok();
     guest::leave_the_mount_namespace()?;
     let mut rows = Vec::new();
     for (kind, count) in [(Kind::Ext4, 1), (Kind::Xfs, 1), (Kind::Btrfs, 1), (Kind::Ext4, 8)] {
+        if on.as_ref().is_some_and(|on| count > 1 || *on != kind.to_string()) {
+            continue;
+        }
         let guest = Guest::make(kind, count)?;
         let mut running = agents.iter().map(|which| which.start(&guest)).collect::<Result<Vec<Agent>>>()?;
         for style in [Style::Buffered, Style::Dsync] {
             let writers = guest.targets().map(|at| Writer::start(style, at)).collect::<Result<Vec<Writer>>>()?;
             for dirt in DIRT {
-                eprintln!("{count} × {kind}, {style} writers, {dirt} MiB dirty …");
+                eprintln!("{count} × {kind}, {style} writers, {dirt} dirty …");
                 let mut row = Row { kind, count, style, dirt, rounds: Vec::new() };
                 for pair in 0..pairs {
                     // who goes first alternates, so that neither always finds the other's leavings
@@ -105,10 +141,11 @@ struct Round {
     dirty_mib: u64,
 }
 
-fn round(guest: &Guest, agent: &mut Agent, writers: &[Writer], dirt: u64) -> Result<Round> {
+fn round(guest: &Guest, agent: &mut Agent, writers: &[Writer], dirt: Dirt) -> Result<Round> {
     guest.clean()?;
     let before = guest::dirty_mib()?;
-    guest.dirty(dirt)?;
+    let files = guest.dirty(dirt.mib)?;
+    let open = (dirt.file == Left::Open).then_some(files);
     let calm_from = clock::monotonic();
     thread::sleep(CALM);
     let dirty_mib = guest::dirty_mib()?.saturating_sub(before);
@@ -120,7 +157,7 @@ fn round(guest: &Guest, agent: &mut Agent, writers: &[Writer], dirt: u64) -> Res
     let held = agent.freeze_and_thaw(guest);
     let release = clock::monotonic();
     let waited = held.and_then(|()| longest(writers, request, release));
-    drop(reapers);
+    drop((reapers, open));
     let round = Round { which: agent.which(), waited: waited?, calm: longest(writers, calm_from, calm_to)?, dirty_mib };
     eprintln!(
         "  {:<9}  waited {:>9}  answered after {:>9}  calm {:>9}  dirty {:>4} MiB",
@@ -144,7 +181,7 @@ struct Row {
     kind: Kind,
     count: usize,
     style: Style,
-    dirt: u64,
+    dirt: Dirt,
     rounds: Vec<Round>,
 }
 
@@ -158,8 +195,9 @@ impl Row {
 
     /// How many times shorter than the guest agent's the wait has to be; none is promised for the rest.
     fn goal(&self) -> Option<f64> {
-        match (self.style, self.count, self.dirt, self.kind) {
-            (Style::Dsync, ..) => Some(1.0),
+        match (self.style, self.count, self.dirt.mib, self.kind) {
+            (Style::Dsync, _, 0, _) => Some(1.0),
+            (Style::Dsync, ..) => Some(10.0),
             (Style::Buffered, 1, 0, _) => Some(10.0),
             (Style::Buffered, 1, _, Kind::Ext4 | Kind::Xfs) => Some(100.0),
             (Style::Buffered, 1, _, Kind::Btrfs) => Some(40.0),
@@ -172,7 +210,7 @@ impl Row {
 fn print(rows: &[Row], pairs: usize) {
     println!("\nlongest wait of any writer from request to release; medians of {pairs}\n");
     println!(
-        "{:<10} {:<9} {:>9} {:>12} {:>12} {:>9} {:>7} {:>12}",
+        "{:<10} {:<9} {:>15} {:>12} {:>12} {:>9} {:>7} {:>12}",
         "on", "writers", "dirty", "qemu-ga", "holdstill", "ratio", "goal", "undisturbed"
     );
     for row in rows {
@@ -184,10 +222,10 @@ fn print(rows: &[Row], pairs: usize) {
             _ => "",
         };
         println!(
-            "{:<10} {:<9} {:>9} {:>12} {:>12} {:>9} {:>7} {:>12}{verdict}",
+            "{:<10} {:<9} {:>15} {:>12} {:>12} {:>9} {:>7} {:>12}{verdict}",
             format!("{} × {}", row.count, row.kind),
             row.style.to_string(),
-            format!("{} MiB", row.median(None, |round| round.dirty_mib).unwrap_or_default()),
+            row.dirt.to_string(),
             theirs.map_or("not run".to_owned(), millis),
             ours.map_or("not run".to_owned(), millis),
             ratio.map_or("-".to_owned(), |ratio| format!("1/{ratio:.1}")),

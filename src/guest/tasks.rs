@@ -189,20 +189,30 @@ pub fn open_for_writing(root: &Path, processes: &Processes) -> BTreeSet<Dev> {
         .collect()
 }
 
-struct Descriptor {
-    mount_id: u64,
-    writable: bool,
+/// What /proc/PID/fdinfo/FD says of an open file.
+pub(super) struct Descriptor {
+    pub mount_id: u64,
+    pub writable: bool,
+    /// O_DIRECT: what is written through it is not cached
+    pub direct: bool,
+    /// since Linux 5.14
+    pub inode: Option<u64>,
 }
 
-fn read_descriptor(fdinfo: &Path) -> Option<Descriptor> {
+pub(super) fn read_descriptor(fdinfo: &Path) -> Option<Descriptor> {
     descriptor(&String::from_utf8(read_small(fdinfo).ok()?).ok()?)
 }
 
 /// Decodes /proc/PID/fdinfo/FD: `flags:` is octal, its two lowest bits O_ACCMODE (proc_pid_fdinfo(5)).
 fn descriptor(text: &str) -> Option<Descriptor> {
     let field = |name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.trim()));
-    let flags = u32::from_str_radix(field("flags:")?, 8).ok()?;
-    Some(Descriptor { mount_id: field("mnt_id:")?.parse().ok()?, writable: flags & 3 != 0 })
+    let flags = i32::from_str_radix(field("flags:")?, 8).ok()?;
+    Some(Descriptor {
+        mount_id: field("mnt_id:")?.parse().ok()?,
+        writable: flags & libc::O_ACCMODE != 0,
+        direct: flags & libc::O_DIRECT != 0,
+        inode: field("ino:").and_then(|inode| inode.parse().ok()),
+    })
 }
 
 /// The descriptor a blocked system call was given as its first argument, if it is one of those that wait for storage:

@@ -697,7 +697,10 @@ fn mount_id(path: &Path) -> io::Result<u64> {
 }
 
 /// Runs `work` where it may block, and waits for it at most `limit`.
-async fn in_a_thread<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+pub(super) async fn in_a_thread<T: Send + 'static>(
+    limit: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
     tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.ok()?.ok()
 }
 

@@ -1,10 +1,19 @@
-//! Pre-flush: when to stop writing dirty pages back before a freeze (the idea of live-migration pre-copy). Pure; the
-//! driver runs the rounds and asks after each.
+//! Pre-flush: when to write dirty pages back in portions first, and when to stop writing back before a freeze (the idea of
+//! live-migration pre-copy). Pure; the driver runs the rounds and asks after each.
 
 use std::time::Duration;
 
 /// A round this short leaves nothing to gain: the last `syncfs` before the freeze will be as short.
 pub const SETTLED: Duration = Duration::from_millis(20);
+
+/// As much as this, in the whole guest, one `syncfs` writes back before a writer that syncs notices.
+pub const LITTLE: u64 = 16 << 20;
+
+/// How long dirty files may be written back in portions before the first round, of so much time for preparing; `None`: not
+/// at all. What is left after half of the time is written faster all at once than by going on politely.
+pub fn portions(dirty: u64, left: Duration) -> Option<Duration> {
+    (dirty >= LITTLE && left >= Duration::from_millis(100)).then(|| left / 2)
+}
 
 /// What to do after a round of `syncfs` on every file system at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +75,14 @@ mod tests {
 
     const fn stall(ms: u64) -> Preflush {
         Preflush::NotConverged { predicted_stall: Duration::from_millis(ms) }
+    }
+
+    #[test]
+    fn portions_are_written_first_only_if_there_is_much_to_write_and_time_for_it() {
+        assert_eq!(portions(LITTLE - 1, ms(60_000)), None);
+        assert_eq!(portions(LITTLE, ms(60_000)), Some(ms(30_000)));
+        assert_eq!(portions(1 << 40, ms(1_000)), Some(ms(500)));
+        assert_eq!(portions(1 << 40, ms(20)), None);
     }
 
     #[test]

@@ -194,6 +194,15 @@ pub fn name(name: &CStr) {
     let _ = prctl::set_name(name);
 }
 
+/// Be killed when the process that forked us dies. Only for helpers that hold nothing.
+///
+/// # Errors
+/// It is dead already, or prctl(2) refused.
+pub fn end_with(parent: i32) -> io::Result<()> {
+    prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+    if nix::unistd::getppid().as_raw() == parent { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
+}
+
 /// No core dump: writing one could block on a frozen file system.
 pub fn no_core() {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);

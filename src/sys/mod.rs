@@ -15,3 +15,4 @@ pub mod process;
 pub mod run_child;
 pub mod sockets;
 pub mod table;
+pub mod writeback;

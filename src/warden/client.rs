@@ -1,6 +1,7 @@
 //! The daemon's side: start the warden, beat to it, tell it what to do, take over when it is dead.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -21,15 +22,21 @@ use super::{
     protocol::{self, Answer, Ask, NotFrozen, Order, Plan, Refused, Task, Word},
     takeover::{self, Held},
 };
-use crate::sys::{
-    family::{self, Child, Identity},
-    packet,
+use crate::{
+    guest::dirty::OpenFile,
+    sys::{
+        family::{self, Child, Identity},
+        packet,
+    },
 };
 
 /// How long a warden may take to start, and to answer what it can answer at once.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long a target that is merely slow may take to be opened and written.
 const SLOW: Duration = Duration::from_secs(15);
+
+/// How long after its limit a pacer that hangs may be waited for; its warden has killed it by then.
+const PACERS_DIE: Duration = Duration::from_secs(1);
 
 /// A running warden. Cheap to clone; one task owns the socket.
 #[derive(Clone)]
@@ -193,6 +200,24 @@ impl Warden {
         Ok(results)
     }
 
+    /// Writes dirty files of all targets back in small portions, in parallel: `files` those that are open, by target,
+    /// then, while more than `little` bytes of the guest are dirty, those that were written to lately. Ends after about
+    /// `limit`, whatever is left; dropped before, it goes on until then, or until the hold is let go.
+    ///
+    /// # Errors
+    /// The warden is lost.
+    pub async fn pace(
+        &self,
+        mut files: BTreeMap<usize, Vec<OpenFile>>,
+        little: u64,
+        limit: Duration,
+    ) -> Result<(), Lost> {
+        let prepared = (0..self.targets().len()).filter(|&index| self.held(index).is_some());
+        let tasks = prepared.map(|index| (index, protocol::pack(&files.remove(&index).unwrap_or_default()))).collect();
+        self.tell_each(|index| Order::Pace { index, limit, little }, tasks, limit + PACERS_DIE).await?;
+        Ok(())
+    }
+
     /// One round of `syncfs` on all targets, in parallel, each answer with its duration; those beyond `limit` are `TimedOut`.
     ///
     /// # Errors
@@ -246,7 +271,7 @@ impl Warden {
         flush_limit: Duration,
         freeze_limit: Duration,
     ) -> Result<Vec<(usize, Duration)>, FreezeError> {
-        let mut receipts: std::collections::BTreeMap<usize, Vec<u8>> = receipts.into_iter().collect();
+        let mut receipts: BTreeMap<usize, Vec<u8>> = receipts.into_iter().collect();
         let prepared = (0..self.targets().len()).filter(|&index| self.held(index).is_some());
         let tasks = prepared.map(|index| (index, receipts.remove(&index).unwrap_or_default())).collect();
         for (index, sealed) in self.tell(Task::Seal, tasks, flush_limit).await? {
@@ -358,12 +383,22 @@ impl Warden {
         tasks: Vec<(usize, Vec<u8>)>,
         limit: Duration,
     ) -> Result<Vec<(usize, Option<Flushed>)>, Lost> {
+        self.tell_each(|index| Order::Tell { index, task }, tasks, limit).await
+    }
+
+    /// The same order about some targets, each with its bytes; `None` for those not done within `limit`.
+    async fn tell_each(
+        &self,
+        order: impl Fn(usize) -> Order,
+        tasks: Vec<(usize, Vec<u8>)>,
+        limit: Duration,
+    ) -> Result<Vec<(usize, Option<Flushed>)>, Lost> {
         let mut turn = self.inner.turn.lock().await;
         let seq = turn.next();
         let mut done: Vec<(usize, Option<Flushed>)> = Vec::with_capacity(tasks.len());
         for (index, tail) in tasks {
             done.push((index, None));
-            self.send(seq, Order::Tell { index, task }, tail, vec![]);
+            self.send(seq, order(index), tail, vec![]);
         }
         let until = Instant::now() + limit;
         while done.iter().any(|(_, answer)| answer.is_none()) {

@@ -18,6 +18,7 @@ use super::{
     guardian,
     jobs::Jobs,
     marker::Marker,
+    pacer,
     protocol::{self, Account, Answer, EventWord, Fault, Heard, Refused, Task, TaskAsk, Word},
     sentinel,
 };
@@ -26,6 +27,9 @@ use crate::sys::{
     family::{self, Child, Identity},
     packet,
 };
+
+/// What a pacer may take longer than it was given: the last portion on a slow disk.
+const OVERTIME: Duration = Duration::from_millis(500);
 
 /// What does not change while the warden lives.
 pub(super) struct House {
@@ -41,6 +45,7 @@ pub(super) struct Guard {
     pub guardian: Option<Guardian>,
     pub sentinel: Option<Child>,
     pub thawer: Option<Child>,
+    pub pacer: Option<Pacer>,
     /// the root's descriptor and, with a receipt, those of `state` and `receipt.json`; empty until opened
     pub fds: Vec<OwnedFd>,
     /// the sentinel's end of the bell, until it is forked
@@ -63,6 +68,16 @@ pub(super) struct Guardian {
     pub socket: Option<OwnedFd>,
 }
 
+/// A process that writes back; it holds nothing.
+pub(super) struct Pacer {
+    pub child: Child,
+    /// whom to tell when it is gone
+    pub seq: u32,
+    pub since: Duration,
+    /// when it is killed
+    pub until: Duration,
+}
+
 /// Who of a hold has something to say.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Source {
@@ -70,6 +85,7 @@ pub(super) enum Source {
     GuardianDied(usize),
     SentinelDied(usize),
     ThawerDied(usize),
+    PacerDied(usize),
 }
 
 pub(super) struct Hold {
@@ -112,6 +128,7 @@ impl Hold {
             guardian: None,
             sentinel: None,
             thawer: None,
+            pacer: None,
             fds: vec![],
             bell: None,
             open: Some(seq),
@@ -175,6 +192,33 @@ impl Hold {
         marker.entry(index).set_sentinel(child.identity);
         guard.sentinel = Some(child);
         Ok(())
+    }
+
+    /// Forks a pacer, whose end is the answer.
+    pub(super) fn pace(&mut self, seq: u32, index: usize, files: &[u8], limit: Duration, little: u64, now: Duration) {
+        let warden = std::process::id().cast_signed();
+        let forked = match self.guards.get(index).map(|guard| (guard.fds.first(), &guard.pacer)) {
+            Some((Some(root), None)) => {
+                let post = pacer::Post { root, warden, files: protocol::unpack(files), limit, little };
+                family::spawn(&post.keep(), || pacer::main(&post)).map_err(Fault::from)
+            }
+            Some((None, _) | (_, Some(_))) | None => Err(Fault::because("it is not free to be written back")),
+        };
+        match forked {
+            Ok(child) => {
+                self.guards[index].pacer = Some(Pacer { child, seq, since: now, until: now + limit + OVERTIME })
+            }
+            Err(fault) => self.say(seq, Word::Did { index, took: Duration::ZERO, fault: Some(fault) }),
+        }
+    }
+
+    /// Nothing is to be written back any more, or somebody writes back for too long.
+    pub(super) fn stop_pacers(&self, due: impl Fn(&Pacer) -> bool) {
+        self.guards
+            .iter()
+            .filter_map(|guard| guard.pacer.as_ref())
+            .filter(|pacer| due(pacer))
+            .for_each(|p| p.child.kill());
     }
 
     /// Passes a task on; one that cannot be passed on is answered at once.
@@ -245,7 +289,8 @@ impl Hold {
         let (Source::Guardian(index)
         | Source::GuardianDied(index)
         | Source::SentinelDied(index)
-        | Source::ThawerDied(index)) = source;
+        | Source::ThawerDied(index)
+        | Source::PacerDied(index)) = source;
         if index >= self.guards.len() {
             // of the hold before this one, which began a moment ago
             return;
@@ -271,6 +316,15 @@ impl Hold {
                 let guard = &mut self.guards[index];
                 if guard.thawer.as_ref().is_some_and(|thawer| thawer.reap().is_some()) {
                     guard.thawer = None;
+                }
+            }
+            Source::PacerDied(index) => {
+                if self.guards[index].pacer.as_ref().is_some_and(|pacer| pacer.child.reap().is_some())
+                    && let Some(pacer) = self.guards[index].pacer.take()
+                {
+                    // how it ended does not matter: what it left, `syncfs` writes
+                    let took = now.saturating_sub(pacer.since);
+                    self.say(pacer.seq, Word::Did { index, took, fault: None });
                 }
             }
         }
@@ -331,6 +385,7 @@ impl Hold {
                 guardian.map(|guardian| (guardian.child.pidfd.as_fd(), Source::GuardianDied(index))),
                 guard.sentinel.as_ref().map(|child| (child.pidfd.as_fd(), Source::SentinelDied(index))),
                 guard.thawer.as_ref().map(|child| (child.pidfd.as_fd(), Source::ThawerDied(index))),
+                guard.pacer.as_ref().map(|pacer| (pacer.child.pidfd.as_fd(), Source::PacerDied(index))),
             ]
             .into_iter()
             .flatten()
@@ -347,12 +402,14 @@ impl Guard {
 
     pub(super) fn children(&self) -> impl Iterator<Item = &Child> {
         let guardian = self.guardian.as_ref().map(|guardian| &guardian.child);
-        guardian.into_iter().chain(&self.sentinel).chain(&self.thawer)
+        let pacer = self.pacer.as_ref().map(|pacer| &pacer.child);
+        guardian.into_iter().chain(&self.sentinel).chain(&self.thawer).chain(pacer)
     }
 
     /// Those still alive, given up on.
     pub(super) fn into_children(self) -> impl Iterator<Item = Child> {
         let guardian = self.guardian.map(|guardian| guardian.child);
-        guardian.into_iter().chain(self.sentinel).chain(self.thawer)
+        let pacer = self.pacer.map(|pacer| pacer.child);
+        guardian.into_iter().chain(self.sentinel).chain(self.thawer).chain(pacer)
     }
 }

@@ -90,6 +90,7 @@ impl Hold {
         now: Duration,
     ) {
         let known = |index: &usize| *index < self.guards.len();
+        self.stop_pacers(|_| true);
         self.jobs.levels = levels.iter().map(|level| level.iter().copied().filter(known).collect()).collect();
         for (number, level) in self.jobs.levels.iter().enumerate() {
             for &index in level {
@@ -180,6 +181,7 @@ impl Hold {
     /// Lets everything go: the outermost level is told now, whoever asks. `seq`: whom to answer when it is done.
     pub(super) fn start_thaw(&mut self, seq: Option<u32>, now: Duration) {
         self.jobs.let_go = true;
+        self.stop_pacers(|_| true);
         self.advance_freeze(now);
         // what froze although its freeze was given up on, or never ordered in a level, is not forgotten
         let unordered: Vec<usize> = (0..self.guards.len())
@@ -281,6 +283,7 @@ impl Hold {
             self.start_thaw(None, now);
         }
         self.jobs.let_go = true;
+        self.stop_pacers(|_| true);
         self.jobs.end = Some(Ending { seq, since: now, said: false });
         self.advance_end(now);
     }
@@ -339,6 +342,7 @@ impl Hold {
 
     /// Whatever is due.
     pub(super) fn advance(&mut self, now: Duration) {
+        self.stop_pacers(|pacer| now >= pacer.until);
         self.advance_freeze(now);
         self.take_over(now);
         self.advance_thaw(now);
@@ -351,6 +355,7 @@ impl Hold {
         let thaw = self.jobs.thaw.as_ref().map(|thaw| if thaw.left == 0 { thaw.until } else { thaw.level_until });
         let end = self.jobs.end.as_ref().filter(|end| !end.said).map(|end| end.since);
         let (leave, die) = (end.map(|since| since + LEAVE), end.map(|since| since + DIE));
-        [freeze, thaw, leave, die].into_iter().flatten().filter(|&due| due > now).min()
+        let pacers = self.guards.iter().filter_map(|guard| Some(guard.pacer.as_ref()?.until));
+        [freeze, thaw, leave, die].into_iter().flatten().chain(pacers).filter(|&due| due > now).min()
     }
 }

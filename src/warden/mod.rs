@@ -4,7 +4,8 @@
 //!   daemon ──socketpair──▶ warden ──socketpair──▶ guardian (one per file system): FIFREEZE, FITHAW
 //!                            │  ▲                     │ a byte, after  FIFREEZE returned 0
 //!                            │  └──── its return ──── sentinel (one per file system): blocked writing `released`
-//!                            └── all of them share the marker, a table mapped from tmpfs
+//!                            ├── all of them share the marker, a table mapped from tmpfs
+//!                            └── for a moment, while preparing: a pacer per file system, which writes dirty files back
 //! ```
 //!
 //! Who may let go, and when, is design.md's "Who may let go"; this module is that text in code.
@@ -16,6 +17,7 @@ mod hold;
 mod jobs;
 mod link;
 pub mod marker;
+mod pacer;
 pub(crate) mod papers;
 mod protocol;
 mod pulse;
@@ -24,6 +26,7 @@ pub mod run;
 mod sentinel;
 pub(crate) mod takeover;
 pub(crate) mod target;
+mod walk;
 
 use std::{io, path::PathBuf, time::Duration};
 

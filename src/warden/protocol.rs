@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Event, Receipt, Target, Thawed};
 use crate::{
-    guest::{Dev, MountPoint},
+    guest::{Dev, MountPoint, dirty::OpenFile},
     sys::packet::{self, Received},
 };
 
@@ -42,6 +42,12 @@ pub(super) enum Order {
     Tell {
         index: usize,
         task: Task,
+    },
+    /// forks a pacer; the open files follow the head
+    Pace {
+        index: usize,
+        limit: Duration,
+        little: u64,
     },
     Arm {
         monotonic: Duration,
@@ -321,6 +327,24 @@ pub(super) fn parts(receipt: &Receipt) -> [&[u8]; 5] {
     [&receipt.json, &receipt.prepared, &receipt.frozen, &receipt.released, &receipt.aborted]
 }
 
+/// Open files as they travel: three numbers each.
+pub(super) fn pack(files: &[OpenFile]) -> Vec<u8> {
+    let packed =
+        |file: &OpenFile| [&file.pid.to_le_bytes()[..], &file.fd.to_le_bytes(), &file.mount_id.to_le_bytes()].concat();
+    files.iter().flat_map(packed).collect()
+}
+
+/// The reverse of [`pack`].
+pub(super) fn unpack(bytes: &[u8]) -> Vec<OpenFile> {
+    let unpacked = |file: &[u8]| {
+        let (pid, rest) = file.split_first_chunk()?;
+        let (fd, rest) = rest.split_first_chunk()?;
+        let (pid, fd) = (i32::from_le_bytes(*pid), i32::from_le_bytes(*fd));
+        Some(OpenFile { pid, fd, mount_id: u64::from_le_bytes(*rest.first_chunk()?) })
+    };
+    bytes.chunks_exact(16).filter_map(unpacked).collect()
+}
+
 /// Sends one packet; never waits.
 ///
 /// # Errors
@@ -399,6 +423,13 @@ mod tests {
             (target.mount, receipt.json, receipt.released, receipt.aborted),
             (odd, b"{}".to_vec(), b"rrr".to_vec(), vec![])
         );
+    }
+
+    #[test]
+    fn open_files_arrive_as_they_were_sent() {
+        let files = [OpenFile { pid: 7, fd: 3, mount_id: 1 << 40 }, OpenFile { pid: i32::MAX, fd: 0, mount_id: 31 }];
+        assert_eq!(unpack(&pack(&files)), files);
+        assert_eq!(unpack(&pack(&files)[..20]), files[..1]);
     }
 
     #[test]

@@ -224,6 +224,7 @@ impl Warden {
                 Some(_) | None => hold.say(seq, Word::NoHold),
             },
             Order::Tell { index, task } => hold.tell(seq, index, task, tail),
+            Order::Pace { index, limit, little } => hold.pace(seq, index, tail, limit, little, now),
             Order::Arm { monotonic, boottime } => {
                 self.house.marker.arm(Deadline { monotonic, boottime });
                 hold.say(seq, Word::Done);

@@ -22,6 +22,7 @@ mod private_root;
 mod receipts;
 mod self_protection;
 mod undo;
+mod write_back;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         self_protection::FACTS,
         databases::FACTS,
         private_root::FACTS,
+        write_back::FACTS,
         idle::FACTS,
         faults::FACTS,
     ])

@@ -75,6 +75,8 @@ pub struct Work<'a> {
     records: Records,
     /// step name per warden target
     names: Vec<String>,
+    /// the superblock of each target
+    devs: Vec<Dev>,
     /// the block devices each target is mounted from
     devices: Vec<Vec<Dev>>,
     levels: Vec<Vec<usize>>,
@@ -111,6 +113,7 @@ impl<'a> Work<'a> {
             databases: Vec::new(),
             records: Records::default(),
             names: Vec::new(),
+            devs: Vec::new(),
             devices: Vec::new(),
             levels: Vec::new(),
             achieved: Achieved::default(),

@@ -8,18 +8,23 @@ use tokio::time::Instant;
 use super::{Held, STUCK_HINT, Undo, Work};
 use crate::{
     failpoint,
-    guest::{Dev, disks},
+    guest::{
+        Dev,
+        dirty::{self, OpenFile},
+        disks,
+        tasks::Processes,
+    },
     hold::{
         Refusal, RefusalKind,
         end::End,
         plan::{Achieved, problem},
         record::Records,
-        survey::{self, Look, Survey},
+        survey::{self, Look, Survey, in_a_thread},
     },
     proto::{self, Claim, Consistency, Severity},
     step::{
         database::Session,
-        filesystem::{Preflush, preflush},
+        filesystem::{LITTLE, Preflush, portions, preflush},
         hook,
     },
     warden::{self, PrepareError, client::BeginError},
@@ -30,6 +35,12 @@ const OPEN_LIMIT: Duration = Duration::from_secs(2);
 
 /// Being paced for longer than this is in the report.
 const WORTH_SAYING: Duration = Duration::from_secs(1);
+
+/// Finding what is open takes some microseconds for each descriptor of the guest; beyond this it is done without.
+const FIND_LIMIT: Duration = Duration::from_secs(2);
+
+/// So many open files are written back one by one on each file system, at most.
+const MOST_FILES: usize = 4096;
 
 impl Work<'_> {
     /// # Errors
@@ -115,6 +126,7 @@ impl Work<'_> {
                     .find(|s| is_filesystem(s, superblock.dev))
                     .map_or_else(|| format!("fs:{}", open_at.path.display()), |s| s.name.clone()),
             );
+            self.devs.push(superblock.dev);
             self.devices.push(guest.disks.members(superblock.dev));
             let receipt = planned.freeze.then(|| self.records.prepare(&report, superblock, &facts)).flatten();
             Some(warden::Target {
@@ -197,7 +209,12 @@ impl Work<'_> {
     /// Writes dirty pages back before anyone waits, and notes how much that was.
     async fn preflush(&mut self, until: Instant) -> Result<(), End> {
         let before = disks::written(&self.surroundings.root);
-        let result = self.flush_rounds(until).await;
+        let paced = self.write_portions(until).await;
+        failpoint::reached("paced").await;
+        let result = match paced {
+            Ok(()) => self.flush_rounds(until).await,
+            Err(lost) => Err(lost),
+        };
         let after = disks::written(&self.surroundings.root);
         for (name, devices) in self.names.iter().zip(&self.devices) {
             let count = |written: &BTreeMap<Dev, u64>| devices.iter().filter_map(|dev| written.get(dev)).sum::<u64>();
@@ -209,6 +226,20 @@ impl Work<'_> {
             });
         }
         result
+    }
+
+    /// What is dirty in files that can be found, in portions: whoever syncs meanwhile waits for one of them, not for all.
+    async fn write_portions(&self, until: Instant) -> Result<(), End> {
+        let begun = Instant::now();
+        let dirty = dirty::bytes(&self.surroundings.root);
+        let Some(limit) = portions(dirty, until.saturating_duration_since(begun)) else { return Ok(()) };
+        let (root, wanted) = (self.surroundings.root.clone(), self.devs.iter().copied().collect());
+        let find = move || dirty::open_files(&root, &Processes::read(&root), &wanted, MOST_FILES);
+        let mut found = in_a_thread(FIND_LIMIT.min(limit), find).await.unwrap_or_default();
+        let files = self.devs.iter().enumerate().filter_map(|(index, dev)| Some((index, found.remove(dev)?)));
+        let files: BTreeMap<usize, Vec<OpenFile>> = files.collect();
+        self.warden.pace(files, LITTLE, limit.saturating_sub(begun.elapsed())).await?;
+        Ok(())
     }
 
     /// Rounds of writing back, until one more would gain nothing.
