@@ -154,8 +154,8 @@ pub struct Found {
 
 /// Pads `json` with spaces and a line end to `size` bytes, so that overwriting it in place never changes its length.
 /// The record is cut down by the caller if it does not fit; `None` says it has to be.
-pub fn padded(json: &serde_json::Value, size: usize) -> Option<Vec<u8>> {
-    let mut bytes = serde_json::to_vec(json).expect("a JSON value serialises");
+pub fn padded(json: &impl serde::Serialize, size: usize) -> Option<Vec<u8>> {
+    let mut bytes = serde_json::to_vec(json).expect("strings, numbers and JSON values serialise");
     if bytes.len() >= size {
         return None;
     }

@@ -1,8 +1,12 @@
 //! The records of one hold: what goes into each file system's receipt, and when it changes.
 
-use std::collections::BTreeMap;
+use std::{cell::OnceCell, collections::BTreeMap};
 
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{
+    json,
+    value::{RawValue, to_raw_value},
+};
 
 use super::{
     plan::Facts,
@@ -16,8 +20,7 @@ use crate::{guest::Superblock, json, proto, warden};
 pub struct Records {
     wanted: bool,
     hold_id: String,
-    about: serde_json::Value,
-    boot_id: String,
+    about: About,
     /// targets seen so far
     next: usize,
     records: BTreeMap<usize, Record>,
@@ -29,19 +32,54 @@ struct Record {
     size: usize,
 }
 
+/// Which machine, and which program.
+#[derive(Debug, Default)]
+struct About {
+    boot_id: Option<String>,
+    machine_id: Option<String>,
+    product_uuid: Option<String>,
+}
+
+/// `receipt.json`, members in this order.
+#[derive(Serialize)]
+struct Page<'a> {
+    format: u32,
+    hold_id: &'a str,
+    filesystem: &'a serde_json::Value,
+    report: &'a RawValue,
+    boot_id: Option<&'a str>,
+    machine_id: Option<&'a str>,
+    product_uuid: Option<&'a str>,
+    holdstill: &'static str,
+}
+
+/// A report, and its text: the same in every receipt, and what takes longest in making one.
+pub struct Told<'a> {
+    report: &'a proto::Report,
+    text: OnceCell<Box<RawValue>>,
+}
+
+impl<'a> Told<'a> {
+    pub fn new(report: &'a proto::Report) -> Told<'a> {
+        Told { report, text: OnceCell::new() }
+    }
+
+    fn text(&self) -> &RawValue {
+        self.text.get_or_init(|| to_raw_value(&json::to_json(self.report)).expect("a JSON value serialises"))
+    }
+}
+
 impl Records {
     pub fn new(hold_id: &str, surroundings: &Surroundings, wanted: bool) -> Records {
         let instance = &surroundings.instance;
         Records {
             wanted,
             hold_id: hold_id.into(),
-            boot_id: surroundings.boot_id().into(),
-            about: json!({
-                "boot_id": instance.boot_id,
-                "machine_id": instance.machine_id,
-                "product_uuid": instance.product_uuid,
-                "holdstill": env!("CARGO_PKG_VERSION"),
-            }),
+            about: About {
+                boot_id: instance.boot_id.clone(),
+                machine_id: instance.machine_id.clone(),
+                product_uuid: instance.product_uuid.clone(),
+            },
             next: 0,
             records: BTreeMap::new(),
         }
@@ -49,12 +87,7 @@ impl Records {
 
     /// The receipt of the next target; `None` if it gets none: not wanted, or its root cannot be reached through this
     /// mount (a bind mount of a subdirectory is its only one).
-    pub fn prepare(
-        &mut self,
-        report: &proto::Report,
-        superblock: &Superblock,
-        facts: &Facts,
-    ) -> Option<warden::Receipt> {
+    pub fn prepare(&mut self, told: &Told<'_>, superblock: &Superblock, facts: &Facts) -> Option<warden::Receipt> {
         let index = self.next;
         self.next += 1;
         let at_root = superblock
@@ -73,17 +106,17 @@ impl Records {
             "mount_time": facts.ext.map(|e| e.mount_time),
         });
         let record = Record { filesystem, size: 0 };
-        let length = serde_json::to_vec(&self.json(&record, report)).map_or(0, |bytes| bytes.len());
+        let length = serde_json::to_vec(&self.page(&record, told.text())).map_or(0, |bytes| bytes.len());
         let record = Record { size: receipt::size_for(length), ..record };
-        let bytes = self.fitted(&record, report);
+        let bytes = self.fitted(&record, told);
         self.records.insert(index, record);
         let sector = |state| {
             let sector = Sector {
                 state,
                 hold_id: self.hold_id.clone(),
                 fs_uuid: facts.uuid.clone(),
-                boot_id: self.boot_id.clone(),
-                prepared: report.admitted_time.map_or(0, |t| t.seconds),
+                boot_id: self.about.boot_id.clone().unwrap_or_default(),
+                prepared: told.report.admitted_time.map_or(0, |t| t.seconds),
             };
             sector.encode()
         };
@@ -98,16 +131,17 @@ impl Records {
 
     /// Every record anew, with what the report says now, each of unchanged length.
     pub fn update(&self, report: &proto::Report) -> Vec<(usize, Vec<u8>)> {
-        self.records.iter().map(|(index, record)| (*index, self.fitted(record, report))).collect()
+        let told = Told::new(report);
+        self.records.iter().map(|(index, record)| (*index, self.fitted(record, &told))).collect()
     }
 
-    fn fitted(&self, record: &Record, report: &proto::Report) -> Vec<u8> {
-        let full = self.json(record, report);
-        if let Some(bytes) = receipt::padded(&full, record.size) {
+    fn fitted(&self, record: &Record, told: &Told<'_>) -> Vec<u8> {
+        let padded = |text: &RawValue| receipt::padded(&self.page(record, text), record.size);
+        if let Some(bytes) = padded(told.text()) {
             return bytes;
         }
         // too much for one receipt: what was held stays, what was left out is counted
-        let mut short = report.clone();
+        let mut short = told.report.clone();
         short.truncated = true;
         short.steps.retain(|s| s.outcome() != proto::StepOutcome::Skipped);
         for step in &mut short.steps {
@@ -119,26 +153,26 @@ impl Records {
             coverage.mounts.truncate(1);
             coverage.evidence.clear();
         }
-        if let Some(bytes) = receipt::padded(&self.json(record, &short), record.size) {
+        if let Some(bytes) = padded(Told::new(&short).text()) {
             return bytes;
         }
         short.coverage.clear();
         short.problems.clear();
         short.steps.clear();
-        receipt::padded(&self.json(record, &short), record.size)
+        padded(Told::new(&short).text())
             .unwrap_or_else(|| receipt::padded(&json!({"hold_id": self.hold_id}), record.size).unwrap_or_default())
     }
 
-    fn json(&self, record: &Record, report: &proto::Report) -> serde_json::Value {
-        let mut whole = json!({
-            "format": 1,
-            "hold_id": self.hold_id,
-            "filesystem": record.filesystem,
-            "report": json::to_json(report),
-        });
-        if let (Some(whole), Some(about)) = (whole.as_object_mut(), self.about.as_object()) {
-            whole.extend(about.clone());
+    fn page<'a>(&'a self, record: &'a Record, report: &'a RawValue) -> Page<'a> {
+        Page {
+            format: 1,
+            hold_id: &self.hold_id,
+            filesystem: &record.filesystem,
+            report,
+            boot_id: self.about.boot_id.as_deref(),
+            machine_id: self.about.machine_id.as_deref(),
+            product_uuid: self.about.product_uuid.as_deref(),
+            holdstill: env!("CARGO_PKG_VERSION"),
         }
-        whole
     }
 }

@@ -58,10 +58,6 @@ impl Surroundings {
     pub fn read(root: &Path) -> Surroundings {
         Surroundings { root: root.to_owned(), instance: platform::Instance::read(root) }
     }
-
-    pub fn boot_id(&self) -> &str {
-        self.instance.boot_id.as_deref().unwrap_or_default()
-    }
 }
 
 /// What was found.

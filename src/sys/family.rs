@@ -2,7 +2,7 @@
 
 use std::{
     ffi::CStr,
-    io,
+    io::{self, Read as _},
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
@@ -76,7 +76,10 @@ impl Identity {
 
 /// State letter and start time.
 fn stat(pid: i32) -> Option<(char, u64)> {
-    let text = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let mut text = vec![0; 4096];
+    // one read has it all; this is asked while writers wait
+    let length = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
+    text.truncate(length);
     // the command name may hold anything, spaces and parentheses included
     let text = String::from_utf8_lossy(&text[text.iter().rposition(|&byte| byte == b')')? + 1..]).into_owned();
     let mut fields = text.split_ascii_whitespace();

@@ -18,7 +18,7 @@ use crate::{
         Refusal, RefusalKind,
         end::End,
         plan::{Achieved, problem},
-        record::Records,
+        record::{Records, Told},
         survey::{self, Look, Survey, in_a_thread},
     },
     proto::{self, Claim, Consistency, Severity},
@@ -115,6 +115,7 @@ impl Work<'_> {
         let wanted = self.settings.receipt.enabled && !self.spec.rehearsal;
         self.records = Records::new(&self.id, &self.surroundings, wanted);
         let report = self.publisher.current().unwrap_or_default();
+        let told = Told::new(&report);
         let targets = plan.targets.iter().filter_map(|planned| {
             let superblock = &guest.superblocks[planned.superblock];
             let open_at = superblock.open_at.clone()?;
@@ -128,7 +129,7 @@ impl Work<'_> {
             );
             self.devs.push(superblock.dev);
             self.devices.push(guest.disks.members(superblock.dev));
-            let receipt = planned.freeze.then(|| self.records.prepare(&report, superblock, &facts)).flatten();
+            let receipt = planned.freeze.then(|| self.records.prepare(&told, superblock, &facts)).flatten();
             Some(warden::Target {
                 dev: superblock.dev,
                 mount: open_at.path.clone(),
