@@ -36,6 +36,8 @@ pub struct Boot {
     pub reboots: bool,
     /// wake up in this memory snapshot, of disks that are there already
     pub wake: Option<&'static str>,
+    /// boot what was cut from another machine, which is left as it is
+    pub copy_of: Option<[PathBuf; 2]>,
 }
 
 impl Boot {
@@ -48,6 +50,7 @@ impl Boot {
             qemu: Vec::new(),
             reboots: false,
             wake: None,
+            copy_of: None,
         }
     }
 
@@ -90,16 +93,22 @@ impl Machine {
 
     /// The two disks a guest may write to, as overlays of the common images.
     pub fn make_disks(place: &Place, base: &Path) {
-        for (name, base) in [("root", base), ("data", &image("data.img"))] {
+        Machine::make_overlays(place, [base, &image("data.img")], "raw");
+    }
+
+    fn make_overlays(place: &Place, bases: [&Path; 2], format: &str) {
+        for (name, base) in ["root", "data"].into_iter().zip(bases) {
             let disk = place.disk.join(format!("{name}.qcow2"));
-            tool(command("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]).arg(base).arg(disk));
+            tool(command("qemu-img").args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]).arg(base).arg(disk));
         }
     }
 
     /// As [`Machine::boot`], but the guest may still be on its way.
     pub fn start(place: &Place, boot: &Boot) -> Machine {
-        if boot.wake.is_none() {
-            Machine::make_disks(place, &boot.base());
+        match &boot.copy_of {
+            Some([root, data]) => Machine::make_overlays(place, [root, data], "qcow2"),
+            None if boot.wake.is_none() => Machine::make_disks(place, &boot.base()),
+            None => {}
         }
         let mut qemu = qemu(place, boot);
         let log = fs::File::create(place.file("qemu.log")).expect("memory");
@@ -114,6 +123,11 @@ impl Machine {
             place: place.clone(),
             child: RefCell::new(child),
         }
+    }
+
+    /// Whether the guest switches itself off, or resets and does not boot again, within `limit`.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        until(limit, || self.ended().is_some())
     }
 
     fn ended(&self) -> Option<String> {
@@ -157,6 +171,15 @@ impl Machine {
     /// The machine is gone, from one moment to the next.
     pub fn kill(&self) {
         let _ = finish(&mut self.child.borrow_mut(), Duration::ZERO);
+    }
+
+    /// Lets so many bytes a second through to one of its disks; 0: as many as there are.
+    pub fn throttle(&self, disk: &str, bytes: u32) {
+        let mut limits = json!({"device": disk, "bps": bytes});
+        for other in ["bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr"] {
+            limits[other] = json!(0);
+        }
+        self.qmp("block_set_io_throttle", limits);
     }
 
     /// Writes memory and disks into a snapshot within the disks.
