@@ -9,7 +9,7 @@ use crate::{
         Lab,
         guest_agent::{RESET, request},
     },
-    machine::{Boot, agent::Setup},
+    machine::{Boot, agent::Setup, oracle},
     table::{Outcome, Trial, case, compare_in, ends, usual},
 };
 
@@ -189,8 +189,39 @@ fn a_status_behind_a_slow_freeze_is_answered_after_it_even_to_the_next_connectio
         let thawed = trial.thaw();
         ends(format!("“{status}” when it {} frozen; thaws {thawed}", if frozen { "is" } else { "is not" }))
     }
+    /// All of a backup, in the order and with the connections of Proxmox; only its patience is shorter.
+    fn backup(trial: &Trial) -> Outcome {
+        let ask = |id: u32, name: &str, patience: Duration| {
+            trial.connect();
+            let answer = trial.host(|host| {
+                let sync = request("guest-sync-delimited", json!({"id": id}));
+                host.send([sync, request(name, Value::Null)].concat().as_bytes());
+                let ours = format!("\u{ff}{{\"return\": {id}}}");
+                let ours: Vec<u8> = ours.chars().map(|c| u8::try_from(u32::from(c)).expect("latin")).collect();
+                while host.line_within(Duration::from_secs(20)).expect("an answer to the sync") != ours {}
+                host.answer_within(patience)
+            });
+            trial.hang_up();
+            answer.map(|answer| answer["return"].clone())
+        };
+        let long = Duration::from_secs(20);
+        trial.guest.write_all_the_time();
+        assert_eq!(ask(201, "guest-ping", long), Some(json!({})));
+        assert_eq!(ask(202, "guest-fsfreeze-status", long), Some(json!("thawed")));
+        // it gives up waiting for the freeze, and asks for the status instead
+        assert_eq!(ask(203, "guest-fsfreeze-freeze", Duration::from_secs(1)), None);
+        assert_eq!(ask(204, "guest-fsfreeze-status", long), Some(json!("frozen")));
+        let cut = trial.guest.cut("backup");
+        let thawed = ask(205, "guest-fsfreeze-thaw", long);
+        let clean = cut.iter().all(|disk| !oracle::needs_recovery(&trial.guest.place, disk));
+        ends(format!("{}, thaws {}", if clean { "clean" } else { "not clean" }, thawed.unwrap_or_default()))
+    }
     let setup = Setup { hook: Some("[ $1 = thaw ] || sleep 3"), ..usual() };
     let expected = "“frozen” when it is frozen; thaws 2";
     let what = "status over a new connection during a freeze of 3 s";
-    compare_in(lab, &Boot::small(), &setup, &[case("T38b", what, run, expected, expected)]);
+    let cases = [
+        case("T38b", what, run, expected, expected),
+        case("PVE", "a backup as Proxmox does it", backup, "clean, thaws 2", "clean, thaws 2"),
+    ];
+    compare_in(lab, &Boot::small(), &setup, &cases);
 }
