@@ -337,7 +337,7 @@ fn the_stock_agent_keeps_its_channel_until_the_command_that_check_names(lab: &La
     let mut host = host(&guest);
     let (version, union) = commands(&mut host);
     assert!(version.contains("holdstill"), "{version}");
-    assert_eq!(stock.difference(&union).collect::<Vec<_>>(), [&String::new(); 0], "what the host could do before");
+    assert!(stock.is_subset(&union), "the host could do before: {:?}", stock.difference(&union).collect::<Vec<_>>());
     assert_eq!(executes(&mut host), "aGVsbG8K");
     assert_eq!(host.freeze(), json!(2));
     assert_eq!(executes(&mut host)["class"], "CommandNotFound", "a command would wait for a disk");

@@ -292,8 +292,9 @@ pub fn printed() -> String {
         id.trim_start_matches('T').trim_end_matches(char::is_alphabetic).parse().unwrap_or(0)
     });
     lines.insert(0, ("CASE", "WHAT HAPPENS", ["HOLDSTILL", "QEMU-GA"]));
-    let width = |of: &dyn Fn(&(&str, &str, [&str; 2])) -> usize| lines.iter().map(of).max().unwrap_or(0);
-    let (a, b, c) =
-        (width(&|l| l.0.chars().count()), width(&|l| l.1.chars().count()), width(&|l| l.2[0].chars().count()));
+    let widest = |cells: &mut dyn Iterator<Item = &str>| cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let a = widest(&mut lines.iter().map(|line| line.0));
+    let b = widest(&mut lines.iter().map(|line| line.1));
+    let c = widest(&mut lines.iter().map(|line| line.2[0]));
     lines.iter().map(|(id, what, [ours, theirs])| format!("{id:a$}  {what:b$}  {ours:c$}  {theirs}\n")).collect()
 }
