@@ -70,7 +70,8 @@ impl<'lab> Guest<'lab> {
         boot.qemu.extend(["-qmp".to_owned(), format!("unix:{},server=on,wait=off", place.file("cut.sock").display())]);
         let machine = Machine::boot(&place, &boot);
         (&Holdstill as &dyn Agent).begin(&machine, &setup());
-        let one = "i=$((i+1)); echo $i >/srv/written; echo $i >/mnt/data/written; sync; echo $i >/run/written";
+        let one = "i=$((i+1)); echo $i >/srv/written; echo $i >/mnt/data/written; sync; printf . >>/run/written";
+        machine.sh(": >/run/written");
         machine.start("writer", &format!("i=0; while :; do {one}; usleep 50000; done"));
         let guest = Guest { lab, machine, device };
         let up = until(Duration::from_secs(30), || guest.ask(&["status"]).code == Some(0));
@@ -109,7 +110,7 @@ impl<'lab> Guest<'lab> {
     }
 
     fn writer_goes_on(&self) {
-        let count = || self.machine.sh("cat /run/written || echo 0").trim().parse::<u64>().expect("a number");
+        let count = || self.machine.sh("wc -c </run/written").trim().parse::<u64>().expect("a number");
         let before = count();
         assert!(until(Duration::from_secs(10), || count() > before + 1), "the writer does not go on");
     }
