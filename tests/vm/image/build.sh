@@ -26,14 +26,14 @@ done
 [ -x "$program" ] || { echo "no $program: run cargo build --release first" >&2; exit 1; }
 
 case ${1:-all} in
-small) kernel && initrd && second_disk && small_guest ;;
-systemd) kernel && initrd && second_disk && systemd_guest ;;
+small) kernel && static_busybox && initrd && second_disk && small_guest ;;
+systemd) kernel && static_busybox && initrd && second_disk && systemd_guest ;;
 vsock) vsock_device ;;
 all)
     # compiling takes a while and hardly any memory
     vsock_device >"$lab/vsock.log" 2>&1 &
     device=$!
-    kernel && initrd && second_disk && small_guest && systemd_guest
+    kernel && static_busybox && initrd && second_disk && small_guest && systemd_guest
     wait $device || { tail -20 "$lab/vsock.log"; exit 1; }
     ;;
 *) sed -n '2,/^set/{s/^# \{0,1\}//p}' "$0"; exit 2 ;;

@@ -6,7 +6,7 @@ modules=(virtio_pci virtio_blk virtio_console vmw_vsock_virtio_transport fuse lo
 
 kernel() {
     local package
-    apt-cache show --no-all-versions linux-image-cloud-amd64 >/dev/null 2>&1 || apt-get update -qq
+    apt_lists
     package=$(apt-cache depends linux-image-cloud-amd64 | awk '$1 == "Depends:" && $2 ~ /^linux-image-/ { print $2; exit }')
     [ -n "$package" ] || { say "apt knows no linux-image-cloud-amd64"; return 1; }
     kernel_package=$package
@@ -45,19 +45,19 @@ END
 }
 
 initrd() {
-    piece initrd.cpio "$(sum "$lab/kernel.stamp" "$here/kernel.sh" "$here/initrd-init" "$(command -v busybox)")" make_initrd
+    piece initrd.cpio "$(sum "$lab/kernel.stamp" "$here/kernel.sh" "$here/initrd-init" "$lab/busybox")" make_initrd
 }
 
 make_initrd() {
     local tree name number=100
     tree=$(mktemp -d)
     mkdir -p "$tree"/{bin,dev,proc,sys,newroot,modules}
-    cp "$(command -v busybox)" "$tree/bin/busybox"
+    cp "$lab/busybox" "$tree/bin/busybox"
     for name in sh mount switch_root insmod cat sleep ls; do ln -s busybox "$tree/bin/$name"; done
     install -m 755 "$here/initrd-init" "$tree/init"
     loaded=" "
     for name in "${modules[@]}"; do load "$name" "$tree/modules"; done
-    (cd "$tree" && find . | busybox cpio -o -H newc -R 0:0 2>/dev/null) >"$1"
+    (cd "$tree" && find . | "$lab/busybox" cpio -o -H newc -R 0:0 2>/dev/null) >"$1"
     rm -rf "$tree"
 }
 

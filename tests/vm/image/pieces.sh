@@ -3,6 +3,11 @@
 
 say() { echo "$*" >&2; }
 
+# What apt knows: an image of a machine is often delivered without.
+apt_lists() {
+    apt-cache show --no-all-versions linux-image-cloud-amd64 >/dev/null 2>&1 || apt-get update -qq
+}
+
 # sum FILE-OR-WORD…: one line that changes when any of the files or words does.
 sum() {
     local each

@@ -3,11 +3,34 @@
 
 guest_programs=(/usr/sbin/qemu-ga /sbin/fsfreeze /usr/bin/socat /sbin/mke2fs)
 
+# One that needs no libraries. Debian has it as another package than the one most machines have, and installing it would
+# remove that: so it is only unpacked.
+static_busybox() {
+    local own
+    own=$(command -v busybox || true)
+    if [ -n "$own" ] && ! ldd "$own" >/dev/null 2>&1; then
+        piece busybox "$(sum "$own")" copy_busybox
+    else
+        piece busybox "unpacked $(sum "$here/small.sh")" unpack_busybox
+    fi
+}
+
+copy_busybox() { install -m 755 "$(command -v busybox)" "$1"; }
+
+unpack_busybox() {
+    local tree
+    tree=$(mktemp -d)
+    apt_lists
+    (cd "$tree" && apt-get download -qq -o APT::Sandbox::User=root busybox-static && dpkg -x busybox-static_*.deb .) || return 1
+    install -m 755 "$(find "$tree" -type f -name busybox)" "$1"
+    rm -rf "$tree"
+}
+
 small_guest() {
     local each
     local -a used=()
     for each in "${guest_programs[@]}"; do used+=("$(command -v "$(basename "$each")")"); done
-    piece small.img "$(sum "$lab/kernel.stamp" "$program" "$here"/small* "$here/pieces.sh" "$(command -v busybox)" "${used[@]}")" make_small_guest
+    piece small.img "$(sum "$lab/kernel.stamp" "$program" "$here"/small* "$here/pieces.sh" "$lab/busybox" "${used[@]}")" make_small_guest
 }
 
 make_small_guest() {
@@ -15,8 +38,8 @@ make_small_guest() {
     tree=$(mktemp -d)
     mkdir -p "$tree"/{bin,sbin,usr/bin,usr/sbin,dev,proc,sys,run,tmp,etc/holdstill/hooks.d,root,srv,mnt/data,var/lib,var/log}
     ln -s /run "$tree/var/run"
-    cp "$(command -v busybox)" "$tree/bin/busybox"
-    for each in $(busybox --list); do [ -e "$tree/bin/$each" ] || ln -s busybox "$tree/bin/$each"; done
+    cp "$lab/busybox" "$tree/bin/busybox"
+    for each in $("$lab/busybox" --list); do [ -e "$tree/bin/$each" ] || ln -s busybox "$tree/bin/$each"; done
     for each in "${guest_programs[@]}"; do
         # busybox has some of these too, with other options
         rm -f "$tree/bin/$(basename "$each")"
