@@ -12,6 +12,7 @@
 
 pub mod agent;
 pub mod inside;
+pub mod ledger;
 pub mod libvirt;
 pub mod oracle;
 pub mod qemu;
