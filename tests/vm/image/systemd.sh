@@ -41,7 +41,8 @@ unpack_debian() {
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $release" | head -1)
     # a mirror that is a snapshot is old on purpose
     options=(--variant=apt --mode=root --aptopt='Acquire::Check-Valid-Until "false"')
-    mmdebstrap "${options[@]}" --include="$(IFS=, && echo "${guest_packages[*]}")" "$release" "$tree" "${mirror:-http://deb.debian.org/debian}" || return 1
+    # what it mounts in the tree stays out of the machine's own mount table, where tests would trip over it
+    unshare --mount --propagation private mmdebstrap "${options[@]}" --include="$(IFS=, && echo "${guest_packages[*]}")" "$release" "$tree" "${mirror:-http://deb.debian.org/debian}" || return 1
     mkdir -p "$tree/usr/lib/modules" "$tree/mnt/data" "$tree/usr/local/sbin" "$tree/usr/local/bin"
     find "$lab/kernel" -path '*lib/modules/*' -prune -exec cp -a {} "$tree/usr/lib/modules/" \; || return 1
     chroot "$tree" depmod "$(ls "$tree/usr/lib/modules")" || return 1
