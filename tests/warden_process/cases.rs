@@ -774,9 +774,13 @@ fn an_idle_warden_sleeps_and_is_small() {
         line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
     };
     let woken = || field(&read("status"), "voluntary_ctxt_switches:");
-    let before = woken();
-    std::thread::sleep(S);
-    assert_eq!(woken(), before, "it woke up although there is no hold");
+    // on a busy machine the last of the hold's children is reaped a moment later
+    let settled = (0..20).any(|_| {
+        let before = woken();
+        std::thread::sleep(S);
+        woken() == before
+    });
+    assert!(settled, "it goes on waking up although there is no hold");
     let pss = field(&read("smaps_rollup"), "Pss:");
     println!("     the idle warden's PSS: {pss} KiB, locked {} KiB", field(&read("status"), "VmLck:"));
     assert_eq!(field(&read("status"), "VmLck:"), 0);
