@@ -9,43 +9,57 @@ use std::{
 };
 
 use nix::{
+    errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
     sys::stat::Mode,
 };
 
-/// Writes the dirty pages of `from .. from + length` back and waits for all of them (sync_file_range(2)); `length` 0: to
-/// the end. Clean pages cost nothing. Neither metadata nor the device's cache is flushed.
+/// Begins to write the dirty pages of `from .. from + length` back; `length` 0: to the end (sync_file_range(2)). Clean pages
+/// cost nothing, metadata and the device's cache are left alone, and errors met later are not taken from those who are to
+/// be told of them.
 ///
 /// # Errors
-/// EIO, ENOSPC: what writing back met.
-pub fn write_back(file: &File, from: u64, length: u64) -> io::Result<()> {
-    let all = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
-    sync_file_range(file, from, length, all)
-}
-
-/// Begins to write a whole file back; [`finish`] waits for it.
-///
-/// # Errors
-/// As [`write_back`].
-pub fn begin(file: &File) -> io::Result<()> {
-    sync_file_range(file, 0, 0, libc::SYNC_FILE_RANGE_WRITE)
-}
-
-/// Waits for what [`begin`] began.
-///
-/// # Errors
-/// As [`write_back`].
-pub fn finish(file: &File) -> io::Result<()> {
-    sync_file_range(file, 0, 0, libc::SYNC_FILE_RANGE_WAIT_BEFORE)
-}
-
-fn sync_file_range(file: &File, from: u64, length: u64, flags: libc::c_uint) -> io::Result<()> {
+/// What could be told at once: ENOSPC, EIO.
+pub fn begin(file: &File, from: u64, length: u64) -> io::Result<()> {
     let range = (from.try_into(), length.try_into());
     let (Ok(from), Ok(length)) = range else { return Err(io::ErrorKind::InvalidInput.into()) };
     // JUSTIFICATION: nix has no sync_file_range.
     // SAFETY: plain integers and a descriptor that is open for the whole call.
-    nix::errno::Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), from, length, flags) })?;
+    Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), from, length, libc::SYNC_FILE_RANGE_WRITE) })?;
     Ok(())
+}
+
+/// The same number on every architecture Rust's standard library knows; libc has it for few.
+const CACHESTAT: libc::c_long = 451;
+
+/// struct cachestat_range and struct cachestat (linux/mman.h)
+#[repr(C)]
+struct Range {
+    from: u64,
+    length: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Cached {
+    cached: u64,
+    dirty: u64,
+    writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// How many pages of `from .. from + length` are being written now; `length` 0: to the end (cachestat(2), Linux 6.5).
+///
+/// # Errors
+/// ENOSYS: this kernel cannot tell. EPERM: not root.
+pub fn in_progress(file: impl AsFd, from: u64, length: u64) -> io::Result<u64> {
+    let (range, mut cached) = (Range { from, length }, Cached::default());
+    let fd = file.as_fd().as_raw_fd();
+    // JUSTIFICATION: nix has no cachestat.
+    // SAFETY: both pointers are to live structs of the kernel's layout; it reads the first and writes the second.
+    Errno::result(unsafe { libc::syscall(CACHESTAT, fd, &raw const range, &raw mut cached, 0) })?;
+    Ok(cached.writeback)
 }
 
 /// A handle on whatever process `pid` has open as `fd`: it opens no device, waits for no FIFO, and can only be asked what

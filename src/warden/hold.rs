@@ -197,12 +197,12 @@ impl Hold {
     /// Forks a pacer, whose end is the answer.
     pub(super) fn pace(&mut self, seq: u32, index: usize, files: &[u8], limit: Duration, little: u64, now: Duration) {
         let warden = std::process::id().cast_signed();
-        let forked = match self.guards.get(index).map(|guard| (guard.fds.first(), &guard.pacer)) {
-            Some((Some(root), None)) => {
-                let post = pacer::Post { root, warden, files: protocol::unpack(files), limit, little };
+        let forked = match self.guards.get(index).map(|guard| (guard.fds.first(), &guard.pacer, guard.target.dev)) {
+            Some((Some(root), None, dev)) => {
+                let post = pacer::Post { root, dev, warden, files: protocol::unpack(files), limit, little };
                 family::spawn(&post.keep(), || pacer::main(&post)).map_err(Fault::from)
             }
-            Some((None, _) | (_, Some(_))) | None => Err(Fault::because("it is not free to be written back")),
+            Some((None, ..) | (_, Some(_), _)) | None => Err(Fault::because("it is not free to be written back")),
         };
         match forked {
             Ok(child) => {

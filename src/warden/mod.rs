@@ -26,6 +26,7 @@ pub mod run;
 mod sentinel;
 pub(crate) mod takeover;
 pub(crate) mod target;
+mod underway;
 mod walk;
 
 use std::{io, path::PathBuf, time::Duration};

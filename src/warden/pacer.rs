@@ -16,10 +16,16 @@ use std::{
 
 use nix::sys::stat::fstat;
 
-use super::walk;
+use super::{
+    underway::{Part, Watch},
+    walk,
+};
 use crate::{
     failpoint,
-    guest::dirty::{self, OpenFile},
+    guest::{
+        Dev,
+        dirty::{self, OpenFile},
+    },
     sys::{clock, family, files, writeback},
 };
 
@@ -30,6 +36,7 @@ const SMALL_AT_ONCE: usize = 128;
 pub(super) struct Post<'a> {
     /// of the file system
     pub root: &'a OwnedFd,
+    pub dev: Dev,
     pub warden: i32,
     pub files: Vec<OpenFile>,
     pub limit: Duration,
@@ -51,7 +58,7 @@ pub(super) fn main(post: &Post<'_>) -> i32 {
         return 1;
     }
     failpoint::pause("pacing");
-    let mut pacer = Pacer::new(post.limit);
+    let mut pacer = Pacer::new(Watch::of(post.root, post.dev), post.limit);
     for file in &post.files {
         // closed meanwhile, or on another mount by now: not ours to write
         let handle = writeback::handle_of(file.pid, file.fd).ok();
@@ -76,24 +83,28 @@ pub(super) fn main(post: &Post<'_>) -> i32 {
 }
 
 struct Pacer {
+    watch: Watch,
     until: Duration,
     portion: Portion,
     done: BTreeSet<(u64, u64)>,
-    /// files smaller than a portion, being written together
+    /// files smaller than a portion, begun and not waited for; all of them together are one
     small: Vec<File>,
     small_bytes: u64,
     small_took: Duration,
+    small_before: u64,
 }
 
 impl Pacer {
-    fn new(limit: Duration) -> Pacer {
+    fn new(watch: Watch, limit: Duration) -> Pacer {
         Pacer {
+            watch,
             until: clock::monotonic() + limit,
             portion: Portion::default(),
             done: BTreeSet::new(),
             small: Vec::new(),
             small_bytes: 0,
             small_took: Duration::ZERO,
+            small_before: 0,
         }
     }
 
@@ -121,9 +132,13 @@ impl Pacer {
         let mut from = 0;
         while from < bytes && !self.over() {
             let length = self.portion.bytes();
+            let before = self.watch.before();
             let begun = clock::monotonic();
-            if writeback::write_back(file, from, length).is_err() {
+            if writeback::begin(file, from, length).is_err() {
                 return;
+            }
+            if clock::monotonic() - begun > NOTHING {
+                self.watch.wait([Part { file, from, length }], before, self.until);
             }
             self.portion.took(clock::monotonic() - begun);
             from += length;
@@ -131,8 +146,11 @@ impl Pacer {
     }
 
     fn begin_small(&mut self, file: File, bytes: u64) {
+        if self.small.is_empty() {
+            self.small_before = self.watch.before();
+        }
         let begun = clock::monotonic();
-        if writeback::begin(&file).is_ok() {
+        if writeback::begin(&file, 0, 0).is_ok() {
             self.small.push(file);
             self.small_bytes += bytes;
         }
@@ -142,16 +160,16 @@ impl Pacer {
         }
     }
 
-    /// Waits for the small files under way: together they are a portion.
+    /// Waits for the small files under way.
     fn settle(&mut self) {
         if self.small.is_empty() {
             return;
         }
         let begun = clock::monotonic();
-        for file in self.small.drain(..) {
-            let _ = writeback::finish(&file);
-        }
+        let parts = self.small.iter().map(|file| Part { file, from: 0, length: 0 });
+        self.watch.wait(parts, self.small_before, self.until);
         self.portion.took(self.small_took + (clock::monotonic() - begun));
+        self.small.clear();
         (self.small_bytes, self.small_took) = (0, Duration::ZERO);
     }
 }
@@ -166,6 +184,8 @@ const KIB: u64 = 1024;
 const LEAST: u64 = 256 * KIB;
 /// A clean part is passed in portions, too: a terabyte is 262 144 of these, a quarter of a second. Larger ones gain nothing.
 const MOST: u64 = 4096 * KIB;
+/// Submitting took less: there was hardly anything to write, and nothing to wait for.
+const NOTHING: Duration = Duration::from_micros(5);
 const QUICK: Duration = Duration::from_millis(2);
 const SLOW: Duration = Duration::from_millis(6);
 
@@ -248,7 +268,8 @@ mod tests {
         symlink("small", at("link")).unwrap();
         mkfifo(&at("fifo"), Mode::S_IRWXU).unwrap();
         let root = OwnedFd::from(File::open(dir.path()).unwrap());
-        let mut pacer = Pacer::new(Duration::from_secs(10));
+        let watch = Watch::of(&root, Dev { major: 0, minor: 0 });
+        let mut pacer = Pacer::new(watch, Duration::from_secs(10));
         for name in ["small", "again", "empty", "fifo", "link"] {
             pacer.take(&writeback::handle_below(root.as_fd(), Path::new(name)).unwrap());
         }

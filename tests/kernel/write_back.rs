@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     io::Read,
-    os::unix::net::UnixListener,
+    os::unix::{fs::FileExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Child, Stdio},
     thread,
@@ -12,6 +12,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::{FallocateFlags, fallocate},
     sys::{
         signal::Signal,
         stat::{Mode, SFlag, makedev, mknod},
@@ -32,6 +33,7 @@ facts! {
     a_file_that_was_closed_is_written_back_before_the_first_round within 120,
     a_file_open_in_another_mount_namespace_is_written_back_before_the_first_round within 60,
     what_is_no_regular_file_is_left_alone within 60,
+    an_error_of_writing_back_is_still_told_to_whoever_syncs_next within 60,
     a_thaw_while_portions_are_written_ends_that_at_once within 60,
     a_killed_pacer_costs_nothing_but_its_work within 60,
     a_stopped_pacer_is_killed_at_its_limit within 60,
@@ -161,6 +163,44 @@ fn what_is_no_regular_file_is_left_alone(lab: &Lab) {
     drop((fifo, device, socket, reader));
 }
 
+/// The kernel tells an error once to those who open the file later: that must not be us.
+fn an_error_of_writing_back_is_still_told_to_whoever_syncs_next(lab: &Lab) {
+    lab.tmpfs_at(Path::new("/mnt/memory"));
+    let image = Path::new("/mnt/memory/disk.img");
+    let fs = lab.fs_on(Type::Ext4, Path::new("/mnt/thin"), image, 48);
+    let backing = File::options().read(true).write(true).open(image).expect("memory");
+    fallocate(&backing, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, 48 << 20).expect("64 MiB of memory");
+    // each written as a whole, by a single call: whatever met the error, nobody meets it a second time
+    let files: Vec<PathBuf> = (0..24).map(|n| fs.mount.join(format!("data-{n}"))).collect();
+    files.iter().for_each(|file| fs::write(file, vec![7; 1 << 20]).expect("it is writable"));
+    clean(&fs);
+    // now the disk loses the blocks of these files, and no others, and there are no more
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    let mut block = [0; 4096];
+    for at in (0..48 << 20).step_by(block.len()) {
+        backing.read_exact_at(&mut block, at).expect("memory");
+        if block == [7; 4096] {
+            fallocate(&backing, hole, at.cast_signed(), 4096).expect("memory");
+        }
+    }
+    fs::write("/mnt/memory/full", vec![0; 64 << 20]).expect_err("there is no room for that");
+    for file in &files {
+        let file = File::options().write(true).open(file).expect("it is there");
+        file.write_all_at(&vec![8; 1 << 20], 0).expect("into the page cache");
+    }
+
+    let daemon = lab.daemon(&[&fs]).start();
+    let answer = daemon.cli(&["freeze", "--for", "5s"]);
+    answer.exits(4);
+    assert_eq!(answer.reason(), "FLUSH_FAILED", "{answer:?}");
+    let sync = |file: &PathBuf| File::open(file).and_then(|file| file.sync_all());
+    let told: Vec<&PathBuf> = files.iter().filter(|file| sync(file).is_err()).collect();
+    // not all: a loop device is content when the beginning of a request was written
+    assert!(told.len() >= 12, "somebody else has been told that files could not be written; left are {told:?}");
+    assert!(told.iter().all(|file| sync(file).is_ok()), "it is told once: otherwise this proves nothing");
+    drop(daemon);
+}
+
 /// A hold under way whose pacer has just begun, and does nothing for a long time.
 fn pacing<'lab>(lab: &'lab Lab, fs: &Fs, prepare: &str) -> (crate::lab::Daemon<'lab>, Running, i32) {
     // not over the last one: what replaces a file's contents, ext4 writes back when it is closed
@@ -200,7 +240,7 @@ fn a_killed_pacer_costs_nothing_but_its_work(lab: &Lab) {
 
 fn a_stopped_pacer_is_killed_at_its_limit(lab: &Lab) {
     let fs = lab.fs_at(Type::Ext4, Path::new("/mnt/slow"), 256);
-    let (daemon, freeze, pacer) = pacing(lab, &fs, "4s");
+    let (daemon, freeze, pacer) = pacing(lab, &fs, "8s");
     signal(pacer, Signal::SIGSTOP);
     let answer = freeze.finish();
     answer.exits(0);
