@@ -19,6 +19,7 @@ mod link;
 pub mod marker;
 mod pacer;
 pub(crate) mod papers;
+mod portion;
 mod protocol;
 mod pulse;
 pub mod rcu;

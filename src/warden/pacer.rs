@@ -17,6 +17,7 @@ use std::{
 use nix::sys::stat::fstat;
 
 use super::{
+    portion::Portion,
     underway::{Part, Watch},
     walk,
 };
@@ -31,6 +32,9 @@ use crate::{
 
 /// So many small files at most are being written at the same time: each is an open descriptor.
 const SMALL_AT_ONCE: usize = 128;
+
+/// Submitting took less: there was hardly anything to write, nothing to wait for, and nothing to learn about the disk.
+const NOTHING: Duration = Duration::from_micros(5);
 
 /// What the warden hands to a new pacer.
 pub(super) struct Post<'a> {
@@ -84,6 +88,8 @@ pub(super) fn main(post: &Post<'_>) -> i32 {
 
 struct Pacer {
     watch: Watch,
+    /// what it said when nothing of ours was under way
+    before: u64,
     until: Duration,
     portion: Portion,
     done: BTreeSet<(u64, u64)>,
@@ -91,12 +97,12 @@ struct Pacer {
     small: Vec<File>,
     small_bytes: u64,
     small_took: Duration,
-    small_before: u64,
 }
 
 impl Pacer {
     fn new(watch: Watch, limit: Duration) -> Pacer {
         Pacer {
+            before: watch.before(),
             watch,
             until: clock::monotonic() + limit,
             portion: Portion::default(),
@@ -104,7 +110,6 @@ impl Pacer {
             small: Vec::new(),
             small_bytes: 0,
             small_took: Duration::ZERO,
-            small_before: 0,
         }
     }
 
@@ -132,23 +137,20 @@ impl Pacer {
         let mut from = 0;
         while from < bytes && !self.over() {
             let length = self.portion.bytes();
-            let before = self.watch.before();
             let begun = clock::monotonic();
             if writeback::begin(file, from, length).is_err() {
                 return;
             }
             if clock::monotonic() - begun > NOTHING {
-                self.watch.wait([Part { file, from, length }], before, self.until);
+                self.watch.wait([Part { file, from, length }], self.before, self.until);
+                self.portion.took(clock::monotonic() - begun);
+                self.before = self.watch.before();
             }
-            self.portion.took(clock::monotonic() - begun);
             from += length;
         }
     }
 
     fn begin_small(&mut self, file: File, bytes: u64) {
-        if self.small.is_empty() {
-            self.small_before = self.watch.before();
-        }
         let begun = clock::monotonic();
         if writeback::begin(&file, 0, 0).is_ok() {
             self.small.push(file);
@@ -167,46 +169,11 @@ impl Pacer {
         }
         let begun = clock::monotonic();
         let parts = self.small.iter().map(|file| Part { file, from: 0, length: 0 });
-        self.watch.wait(parts, self.small_before, self.until);
+        self.watch.wait(parts, self.before, self.until);
         self.portion.took(self.small_took + (clock::monotonic() - begun));
+        self.before = self.watch.before();
         self.small.clear();
         (self.small_bytes, self.small_took) = (0, Duration::ZERO);
-    }
-}
-
-/// How much is written back at a time: as much as takes a few milliseconds, because that is how long somebody who syncs
-/// meanwhile waits. Disks differ a thousandfold, and in the course of a second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Portion(u64);
-
-const KIB: u64 = 1024;
-/// Below this a disk's latency counts for more than the bytes.
-const LEAST: u64 = 256 * KIB;
-/// A clean part is passed in portions, too: a terabyte is 262 144 of these, a quarter of a second. Larger ones gain nothing.
-const MOST: u64 = 4096 * KIB;
-/// Submitting took less: there was hardly anything to write, and nothing to wait for.
-const NOTHING: Duration = Duration::from_micros(5);
-const QUICK: Duration = Duration::from_millis(2);
-const SLOW: Duration = Duration::from_millis(6);
-
-impl Default for Portion {
-    fn default() -> Portion {
-        Portion(1024 * KIB)
-    }
-}
-
-impl Portion {
-    fn bytes(self) -> u64 {
-        self.0
-    }
-
-    /// The last one took so long.
-    fn took(&mut self, took: Duration) {
-        if took < QUICK {
-            self.0 = (self.0 * 2).min(MOST);
-        } else if took > SLOW {
-            self.0 = (self.0 / 2).max(LEAST);
-        }
     }
 }
 
@@ -215,47 +182,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use nix::{sys::stat::Mode, unistd::mkfifo};
-    use proptest::prelude::*;
 
     use super::*;
-
-    /// What portions a disk of so many bytes in a millisecond, after a latency, is given; and how long each took.
-    fn portions(bytes_per_ms: u64, latency: Duration, count: usize) -> Vec<(u64, Duration)> {
-        let mut portion = Portion::default();
-        let next = || {
-            let bytes = portion.bytes();
-            let took = latency + Duration::from_micros(bytes * 1000 / bytes_per_ms);
-            portion.took(took);
-            (bytes, took)
-        };
-        std::iter::repeat_with(next).take(count).collect()
-    }
-
-    #[test]
-    fn a_portion_becomes_as_much_as_a_disk_writes_in_a_few_milliseconds() {
-        let sizes = |speed, latency| {
-            let all = portions(speed, Duration::from_micros(latency), 6);
-            all.iter().map(|(bytes, _)| bytes / KIB).collect::<Vec<_>>()
-        };
-        assert_eq!(sizes(3_000_000, 50), [1024, 2048, 4096, 4096, 4096, 4096], "memory");
-        assert_eq!(sizes(125_000, 1_000), [1024, 512, 512, 512, 512, 512], "a cloud's usual disk");
-        assert_eq!(sizes(10_000, 4_000), [1024, 512, 256, 256, 256, 256], "hopeless");
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_the_disk_a_portion_soon_takes_milliseconds_or_is_as_small_or_large_as_it_gets(
-            bytes_per_ms in 1_000u64..100_000_000,
-            latency in 0u64..20_000,
-        ) {
-            let last = portions(bytes_per_ms, Duration::from_micros(latency), 20).pop();
-            let (bytes, took) = last.expect("twenty");
-            prop_assert!((LEAST..=MOST).contains(&bytes));
-            prop_assert!(took <= SLOW || bytes == LEAST, "{bytes} took {took:?}");
-            // a doubled one would be too long, or nearly
-            prop_assert!(took >= QUICK || bytes == MOST, "{bytes} took {took:?}");
-        }
-    }
 
     #[test]
     fn a_file_is_written_once_whoever_leads_to_it_and_nothing_else_is_opened() {

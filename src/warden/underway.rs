@@ -46,7 +46,7 @@ impl Watch {
         Watch::Device(format!("/sys/dev/block/{dev}/inflight").into())
     }
 
-    /// To be asked before something is submitted, and given to [`Watch::wait`] then.
+    /// To be asked while nothing of ours is under way, and given to [`Watch::wait`] when something is.
     pub(super) fn before(&self) -> u64 {
         match self {
             Watch::Pages => 0,

@@ -38,6 +38,8 @@ pub const CALLER: &str = "guest-agent channel";
 const OWED: &str = "guest-agent.hold";
 /// Reading the mount table, at most.
 const READ: Duration = Duration::from_secs(5);
+/// Letting go of an earlier hold, at most: undoing its hooks takes longest.
+const LET_GO: Duration = Duration::from_secs(30);
 /// Own wake-ups an unclaimed hold gets: each counts once however late it comes, so that a VM paused while its
 /// snapshot is cut loses none of its time.
 const TICKS: u32 = 40;
@@ -102,6 +104,7 @@ impl Freezer {
             None => Vec::new(),
             Some(asked) => self.mounted(&asked).await?,
         };
+        self.settled().await;
         let spec = HoldSpec { include_mounts, ..HoldSpec::default() };
         let (id, spec) = input::hold(String::new(), Some(spec)).map_err(|refusal| refused(&refusal))?;
         let id = format!("qga-{id}");
@@ -123,6 +126,14 @@ impl Freezer {
         self.owe(Owed { id: report.id, filesystems });
         self.claim = Some(wait_for_claim(lease, self.unclaimed));
         Ok(json!(filesystems))
+    }
+
+    /// A hold of this channel that ended by itself may still be being let go: that is no reason to refuse the next.
+    async fn settled(&self) {
+        let Some(owed) = &self.owed else { return };
+        let mut changes = self.handle.published().changes();
+        let over = changes.wait_for(|standing| standing.current.as_ref().is_none_or(|report| report.id != owed.id));
+        let _ = timeout(LET_GO, over).await;
     }
 
     /// Of these mount points, those that exist; names nobody knows are ignored as the stock agent does.
