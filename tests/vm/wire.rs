@@ -38,7 +38,7 @@ fn after_whatever_came_the_next_sync_is_answered(lab: &Lab) {
 
 /// Whether the agent understands its host again, from whatever state it is in.
 fn in_step(trial: &Trial) -> Outcome {
-    let synced = trial.host(|host| host.syncs_within(Duration::from_secs(10)));
+    let synced = trial.host(|host| host.syncs_within(Duration::from_secs(40)));
     ends(if synced && trial.status() == json!("thawed") { "in step" } else { "out of step" })
 }
 
