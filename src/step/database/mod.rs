@@ -1,0 +1,164 @@
+//! One held session per database instance, whatever the engine.
+//!
+//! The driver calls, in this order: [`Session::connect`] and [`Session::soften`] while preparing (nobody waits),
+//! [`Session::hold`] then [`Session::barrier`] while quiescing, [`Session::closed`] right after the last FIFREEZE,
+//! **no SQL while frozen**, and after the thaw [`Session::prove_and_release`].
+
+//!
+//! What the engines share lives here: addresses, the password file, limits, and the shape of what is reported.
+
+mod deadline;
+mod password;
+mod target;
+mod told;
+
+use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
+
+pub use self::target::{Address, Engine, Target, same_instance};
+pub(in crate::step) use self::{
+    deadline::{Deadline, Failed, look},
+    password::read_password,
+    target::socket_file,
+    told::{coordinate, elsewhere, remark, unproven},
+};
+use super::{mysql, postgres};
+use crate::{proto, sys::sockets};
+
+/// Why a database step failed, with the instance, what was tried, and the cure.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} database {name}: {why}")]
+pub struct Error {
+    pub name: String,
+    /// "connect to", "checkpoint", "hold" …: completes "failed to …", is followed by "database NAME"
+    pub what: &'static str,
+    pub why: String,
+    /// the setting or grant that fixes it; may be empty
+    pub hint: String,
+}
+
+/// A session that is held from before the freeze to after the thaw. Dropping it cuts the connection, and with it ends
+/// every lock, whatever it was doing.
+pub struct Session {
+    engine: Held,
+}
+
+enum Held {
+    Postgres(Box<postgres::Session>),
+    Mysql(Box<mysql::Session>),
+}
+
+/// The same question to whichever engine it is.
+macro_rules! ask {
+    ($held:expr, $session:ident => $answer:expr) => {
+        match $held {
+            Held::Postgres($session) => $answer,
+            Held::Mysql($session) => $answer,
+        }
+    };
+}
+
+impl Session {
+    /// Connects, authenticates, neutralises timeouts, reads identity and durability settings.
+    ///
+    /// # Errors
+    /// Not reachable, not permitted, not this engine, an engine or version we cannot hold; each with its cure.
+    pub async fn connect(target: &Target, limit: Duration) -> Result<Session, Error> {
+        let deadline = Deadline::after(limit);
+        let engine = match target.engine {
+            Engine::Postgresql => Held::Postgres(Box::new(postgres::Session::connect(target, deadline).await?)),
+            Engine::Mysql => Held::Mysql(Box::new(mysql::Session::connect(target, deadline).await?)),
+        };
+        Ok(Session { engine })
+    }
+
+    /// A duplicate of the connection's socket, for the warden to shut down when we are gone.
+    ///
+    /// # Errors
+    /// dup(2) failed.
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        self.own_socket().try_clone()
+    }
+
+    fn own_socket(&self) -> &OwnedFd {
+        ask!(&self.engine, session => session.socket())
+    }
+
+    /// Slow work nobody waits for: CHECKPOINT, waiting for open write transactions (`drain`). A checkpoint that is not
+    /// permitted or not finished in time, and transactions that stay open, are remarks, not errors.
+    ///
+    /// # Errors
+    /// The server refused, or did not answer within `limit`.
+    pub async fn soften(&mut self, limit: Duration) -> Result<(), Error> {
+        let deadline = Deadline::after(limit);
+        ask!(&mut self.engine, session => session.soften(deadline).await)
+    }
+
+    /// Takes the lock the engine needs, if any. On error everything it took is released again.
+    ///
+    /// # Errors
+    /// The server refused or `limit` passed.
+    pub async fn hold(&mut self, hold_id: &str, limit: Duration) -> Result<(), Error> {
+        let deadline = Deadline::after(limit);
+        ask!(&mut self.engine, session => session.hold(hold_id, deadline).await)
+    }
+
+    /// Everything acknowledged before this returns is on its way to disk; records start coordinates.
+    ///
+    /// # Errors
+    /// The server refused or `limit` passed.
+    pub async fn barrier(&mut self, hold_id: &str, limit: Duration) -> Result<(), Error> {
+        let deadline = Deadline::after(limit);
+        ask!(&mut self.engine, session => session.barrier(hold_id, deadline).await)
+    }
+
+    /// Has the server closed the connection? Looks at the socket only; sends nothing.
+    pub fn closed(&self) -> bool {
+        sockets::closed(self.own_socket())
+    }
+
+    /// After the thaw: proves on this session that it still holds, reads end coordinates, releases, disconnects.
+    /// What could not be proven drops the claim to `recoverable` and says why; it never fails the release.
+    pub async fn prove_and_release(self, limit: Duration) -> Proof {
+        let deadline = Deadline::after(limit);
+        ask!(self.engine, session => session.prove_and_release(deadline).await)
+    }
+
+    /// Releases without proof (the hold failed before or while freezing).
+    ///
+    /// # Errors
+    /// The server did not confirm within `limit`; the connection is cut all the same.
+    pub async fn release(self, limit: Duration) -> Result<(), Error> {
+        let deadline = Deadline::after(limit);
+        ask!(self.engine, session => session.release(deadline).await)
+    }
+
+    /// What is known so far, in the contract's shape: engine, version, expected claim, start coordinates.
+    pub fn describe(&self) -> proto::Database {
+        ask!(&self.engine, session => session.describe())
+    }
+
+    /// The server's process, if the socket told (SO_PEERCRED): its view resolves the paths below.
+    pub fn server_pid(&self) -> Option<i32> {
+        sockets::server_pid(self.own_socket())
+    }
+
+    /// Every directory that must be in the snapshot: data, WAL or redo, tablespaces …, as the server sees them. A path
+    /// may be a symbolic link (`pg_wal` often is): resolve it in the server's view.
+    pub fn data_paths(&self) -> Vec<PathBuf> {
+        ask!(&self.engine, session => session.data_paths().to_vec())
+    }
+
+    /// Things the operator should know (statement logging on a frozen disk, relaxed durability …).
+    pub fn remarks(&self) -> Vec<proto::Problem> {
+        ask!(&self.engine, session => session.remarks().to_vec())
+    }
+}
+
+/// How a session's hold ended.
+#[derive(Debug, Clone)]
+pub struct Proof {
+    /// with claim, start and end coordinates
+    pub database: proto::Database,
+    /// why the claim is lower than expected, if it is
+    pub problem: Option<proto::Problem>,
+}
