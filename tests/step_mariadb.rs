@@ -12,11 +12,11 @@ use std::{
 
 use holdstill::{
     proto::{Claim, Severity},
-    step::database::{Engine, Error, Session, Target},
+    step::database::{Engine, Error, Logs, Session, Target},
     sys::clock::monotonic,
 };
 use mysql_async::{Conn, OptsBuilder, prelude::Queryable};
-use step_servers::{LIMIT, Place, Running, at, codes, on_socket, on_tcp, password_file, program};
+use step_servers::{LIMIT, Place, Running, at, codes, on_socket, on_tcp, password_file, paths, program};
 
 const MARIADBD: &str = "/usr/sbin/mariadbd";
 const PACKAGE: &str = "mariadb-server-core";
@@ -96,14 +96,14 @@ async fn number(client: &mut Conn, sql: &str) -> u64 {
 }
 
 async fn refused(target: &Target, limit: Duration) -> Error {
-    match Session::connect(target, limit).await {
+    match Session::connect(target, Logs::WhileHeld, limit).await {
         Ok(_) => panic!("it let us in"),
         Err(error) => error,
     }
 }
 
 async fn connect(target: &Target) -> Session {
-    Session::connect(target, LIMIT).await.expect("it lets us in")
+    Session::connect(target, Logs::WhileHeld, LIMIT).await.expect("it lets us in")
 }
 
 async fn hold(session: &mut Session, id: &str) {
@@ -143,7 +143,7 @@ async fn a_whole_hold_stops_commits_claims_exact_and_proves_it() {
 
     let mut session = connect(&server.target()).await;
     assert_eq!(session.server_pid(), Some(server.running.pid()));
-    assert_eq!(session.data_paths(), [server.place.path("data")]);
+    assert_eq!(paths(&session), [server.place.path("data")]);
     assert_eq!(codes(&session.remarks()), ["RELAXED_DURABILITY"], "sync_binlog is 0 by default");
     hold(&mut session, "h1").await;
     assert!(!session.closed());
@@ -428,7 +428,7 @@ async fn every_place_of_its_data_is_named_and_a_statement_log_is_a_warning() {
     run(&mut application, &format!("CREATE TABLE app.far (i int) ENGINE=InnoDB DATA DIRECTORY '{tables}'")).await;
     let session = connect(&server.target()).await;
     let within = |name: &str| server.place.path(name);
-    assert_eq!(session.data_paths(), [within("data"), within("redo"), within("logs"), within("tables/app")]);
+    assert_eq!(paths(&session), [within("data"), within("redo"), within("logs"), within("tables/app")]);
     let remarks = session.remarks();
     assert_eq!(codes(&remarks), ["STATEMENT_LOG", "RELAXED_DURABILITY"]);
     assert_eq!(remarks[0].severity(), Severity::Warning);
@@ -442,7 +442,7 @@ async fn sessions_connecting_at_once_each_find_their_own_socket() {
     let mut set = tokio::task::JoinSet::new();
     for _ in 0..6 {
         let target = target.clone();
-        set.spawn(async move { Session::connect(&target, LIMIT).await.expect("it connects") });
+        set.spawn(async move { Session::connect(&target, Logs::WhileHeld, LIMIT).await.expect("it connects") });
     }
     while let Some(session) = set.join_next().await {
         joined.push(session.expect("no panic"));

@@ -12,10 +12,10 @@ use std::{
 
 use holdstill::{
     proto::{Claim, Severity},
-    step::database::{Engine, Session, Target},
+    step::database::{Engine, Logs, Session, Target},
     sys::clock::monotonic,
 };
-use step_servers::{LIMIT, Place, Running, at, codes, on_socket, on_tcp, password_file, program};
+use step_servers::{LIMIT, Place, Running, at, codes, on_socket, on_tcp, password_file, paths, program};
 use tokio_postgres::{Client, NoTls};
 
 struct Server {
@@ -102,7 +102,7 @@ fn free_port() -> u16 {
 }
 
 async fn refused(target: &Target, limit: Duration) -> holdstill::step::database::Error {
-    match Session::connect(target, limit).await {
+    match Session::connect(target, Logs::WhileHeld, limit).await {
         Ok(_) => panic!("it let us in"),
         Err(error) => error,
     }
@@ -119,9 +119,9 @@ async fn a_whole_hold_claims_bounded_and_proves_it() {
     let server = Server::start(&[]);
     let application = server.client().await;
     application.batch_execute("CREATE TABLE t (i int); BEGIN; INSERT INTO t VALUES (1)").await.expect("written");
-    let mut session = Session::connect(&server.target(), LIMIT).await.expect("peer needs no password");
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("peer needs no password");
     assert_eq!(session.server_pid(), Some(server.running.pid()));
-    assert_eq!(session.data_paths(), [server.place.path("data"), server.place.path("data/pg_wal")]);
+    assert_eq!(paths(&session), [server.place.path("data"), server.place.path("data/pg_wal")]);
     assert_eq!(codes(&session.remarks()), Vec::<&str>::new());
     hold(&mut session, "h1").await;
     assert!(!session.closed());
@@ -165,7 +165,7 @@ async fn commits_acknowledged_without_waiting_for_the_disk_survive_a_crash_after
     let mut server = Server::start(&RELAXED);
     let application = server.client().await;
     application.batch_execute("CREATE TABLE t (i int)").await.expect("created");
-    let mut session = Session::connect(&server.target(), LIMIT).await.expect("it connects");
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
     assert_eq!(codes(&session.remarks()), ["RELAXED_DURABILITY"]);
     session.soften(LIMIT).await.expect("it checkpoints");
     let position = "SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text";
@@ -195,7 +195,7 @@ async fn commits_acknowledged_without_waiting_for_the_disk_survive_a_crash_after
 #[tokio::test]
 async fn a_server_that_crashed_while_held_is_not_called_proven() {
     let server = Server::start(&["restart_after_crash=on"]);
-    let mut session = Session::connect(&server.target(), LIMIT).await.expect("it connects");
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
     hold(&mut session, "h1").await;
     let backend = server.our_backend().await;
     nix::sys::signal::kill(backend, nix::sys::signal::Signal::SIGKILL).expect("ours");
@@ -216,7 +216,7 @@ async fn a_standby_is_bounded_without_a_marker_and_promotion_breaks_the_proof() 
     let _ = fs::remove_file(place.path("data/postmaster.pid"));
     fs::write(place.path("data/standby.signal"), "").expect("written");
     let server = Server::start_on(place, "sockets", &["hot_standby=on"]);
-    let mut session = Session::connect(&server.target(), LIMIT).await.expect("it connects");
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
     assert_eq!(codes(&session.remarks()), ["STANDBY"]);
     hold(&mut session, "h1").await;
     let about = session.describe();
@@ -233,7 +233,7 @@ async fn a_standby_is_bounded_without_a_marker_and_promotion_breaks_the_proof() 
 #[tokio::test]
 async fn fsync_off_is_recoverable_and_a_warning() {
     let server = Server::start(&["fsync=off", "logging_collector=on", "log_statement=all"]);
-    let session = Session::connect(&server.target(), LIMIT).await.expect("it connects");
+    let session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
     assert_eq!(session.describe().claim(), Claim::Recoverable);
     let remarks = session.remarks();
     assert_eq!(codes(&remarks), ["FSYNC_OFF", "LOG_ON_DISK"]);
@@ -262,9 +262,9 @@ async fn a_password_from_a_file_lets_a_small_role_in_over_tcp() {
     assert_eq!(error.hint, "GRANT pg_monitor TO \"keeper\"", "{error}");
 
     application.batch_execute("GRANT pg_monitor TO keeper").await.expect("granted");
-    let mut session = Session::connect(&target, LIMIT).await.expect("scram works");
+    let mut session = Session::connect(&target, Logs::WhileHeld, LIMIT).await.expect("scram works");
     assert_eq!(session.server_pid(), None);
-    assert!(session.data_paths().contains(&tablespace));
+    assert!(paths(&session).contains(&tablespace));
     session.soften(LIMIT).await.expect("not being permitted is no error");
     let remarks = session.remarks();
     assert_eq!(codes(&remarks), ["CHECKPOINT_NOT_PERMITTED"]);
@@ -287,7 +287,7 @@ async fn draining_waits_for_open_writes_and_for_no_longer_than_it_may() {
     let application = server.client().await;
     application.batch_execute("CREATE TABLE t (i int); BEGIN; INSERT INTO t VALUES (1)").await.expect("open");
     let patient = Target { drain: Duration::from_secs(8), ..server.target() };
-    let mut session = Session::connect(&patient, LIMIT).await.expect("it connects");
+    let mut session = Session::connect(&patient, Logs::WhileHeld, LIMIT).await.expect("it connects");
     let (softened, took) = {
         let started = monotonic();
         let soften = async {
@@ -306,7 +306,7 @@ async fn draining_waits_for_open_writes_and_for_no_longer_than_it_may() {
 
     application.batch_execute("BEGIN; INSERT INTO t VALUES (2)").await.expect("open");
     let hasty = Target { drain: Duration::from_millis(300), ..server.target() };
-    let mut session = Session::connect(&hasty, LIMIT).await.expect("it connects");
+    let mut session = Session::connect(&hasty, Logs::WhileHeld, LIMIT).await.expect("it connects");
     session.soften(LIMIT).await.expect("an open transaction is no error");
     assert_eq!(codes(&session.remarks()), ["NOT_DRAINED"]);
     application.batch_execute("COMMIT").await.expect("and was not ended by us");
@@ -320,7 +320,8 @@ async fn the_sockets_path_may_be_longer_than_an_address_or_a_directory() {
     std::os::unix::fs::symlink(server.place.path("sockets"), &deep).expect("linked");
     let name = format!(".s.PGSQL.{}", server.port);
     for path in [deep.join(name), server.place.path("sockets")] {
-        let session = Session::connect(&on_socket(Engine::Postgresql, path), LIMIT).await.expect("it connects");
+        let session =
+            Session::connect(&on_socket(Engine::Postgresql, path), Logs::WhileHeld, LIMIT).await.expect("it connects");
         session.release(LIMIT).await.expect("released");
     }
 }
@@ -328,7 +329,7 @@ async fn the_sockets_path_may_be_longer_than_an_address_or_a_directory() {
 #[tokio::test]
 async fn cutting_a_duplicate_of_its_socket_ends_the_session() {
     let server = Server::start(&[]);
-    let mut session = Session::connect(&server.target(), LIMIT).await.expect("it connects");
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
     hold(&mut session, "h1").await;
     holdstill::sys::sockets::cut(&session.socket().expect("duplicated"));
     assert!(session.closed());
@@ -376,7 +377,7 @@ async fn an_old_server_is_refused_by_its_version() {
 #[tokio::test]
 async fn a_server_that_stops_answering_does_not_keep_the_hold() {
     let server = Server::start(&[]);
-    let mut session = Session::connect(&server.target(), LIMIT).await.expect("it connects");
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
     hold(&mut session, "h1").await;
     let backend = server.our_backend().await;
     nix::sys::signal::kill(backend, nix::sys::signal::Signal::SIGSTOP).expect("ours");

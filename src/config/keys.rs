@@ -497,6 +497,55 @@ pub const SECTIONS: &[Section] = &[
                 about: "Wait this long, while preparing, for open write transactions to end. Nobody else waits for it.",
                 also: &["wait"],
             },
+            Key {
+                name: "strategy",
+                kind: Kind::Choice(&["auto", "freeze-only", "table-locks", "global-lock"]),
+                default: Default::Is("\"auto\""),
+                about: "How it is held. auto chooses what holds least for the best claim, and `check` says why. freeze-only \
+                        locks nothing. MySQL and MariaDB only: table-locks locks the tables without transactions one by \
+                        one, global-lock (FLUSH TABLES WITH READ LOCK) everything, for exact coordinates.",
+                also: &["method", "lock", "mode"],
+            },
+            Key {
+                name: "guard",
+                kind: Kind::DurationOrZero,
+                default: Default::Is("\"5s\""),
+                about: "Wait this long, while preparing, for what a lock would get stuck behind: long statements, DDL, \
+                        another backup. Nobody else waits for it.",
+                also: &["long_query_guard"],
+            },
+            Key {
+                name: "busy",
+                kind: Kind::Choice(&["degrade", "refuse"]),
+                default: Default::Is("\"degrade\""),
+                about: "If it is still in the way then: degrade holds with less (and says what is claimed instead), refuse \
+                        refuses.",
+                also: &["on_busy"],
+            },
+            Key {
+                name: "kill_queries",
+                kind: Kind::Bool,
+                default: Default::Is("false"),
+                about: "If it is still in the way then: end long SELECTs with KILL QUERY first. Never DDL, never writes.",
+                also: &["kill_long_queries"],
+            },
+            Key {
+                name: "defaults_file",
+                kind: Kind::Path,
+                default: Default::Unset("\"/etc/mysql/debian.cnf\""),
+                about: "MySQL and MariaDB: an option file whose [client] group gives user, password, socket and port where \
+                        they are not set here. Owned by root, closed to others. Default, for what is found or has no \
+                        password: /root/.my.cnf, if there is one.",
+                also: &["defaults_extra_file", "my_cnf"],
+            },
+            Key {
+                name: "service",
+                kind: Kind::Text,
+                default: Default::Unset("\"orders\""),
+                about: "PostgreSQL: a service of /root/.pg_service.conf or /etc/pg_service.conf that gives host, port, user \
+                        and password where they are not set here. Passwords are also looked up in /root/.pgpass.",
+                also: &["pgservice"],
+            },
         ],
     },
 ];

@@ -435,6 +435,17 @@ fn target(row: &View<'_>, name: String, root: &Path) -> Result<database::Target,
         configured: true,
         required: row.bool("required")?,
         drain: row.duration("drain")?,
+        strategy: match row.choice("strategy")? {
+            "freeze-only" => database::Strategy::FreezeOnly,
+            "table-locks" => database::Strategy::TableLocks,
+            "global-lock" => database::Strategy::GlobalLock,
+            _ => database::Strategy::Auto,
+        },
+        guard: row.duration("guard")?,
+        busy: if row.choice("busy")? == "refuse" { database::Busy::Refuse } else { database::Busy::Degrade },
+        kill_queries: row.bool("kill_queries")?,
+        defaults_file: row.optional_path("defaults_file")?,
+        service: row.text("service")?,
     })
 }
 

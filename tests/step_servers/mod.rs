@@ -11,7 +11,7 @@ use std::{
 
 use holdstill::{
     proto,
-    step::database::{Address, Engine, Target},
+    step::database::{Address, Engine, Session, Target},
     sys::clock::monotonic,
 };
 
@@ -127,4 +127,9 @@ pub fn codes(problems: &[proto::Problem]) -> Vec<&str> {
 pub fn at<'a>(coordinates: &'a [proto::Coordinate], key: &str) -> &'a str {
     let found = coordinates.iter().find(|coordinate| coordinate.key == key);
     &found.unwrap_or_else(|| panic!("no `{key}` in {coordinates:?}")).value
+}
+
+/// Everything the server says it needs, in its order.
+pub fn paths(session: &Session) -> Vec<PathBuf> {
+    session.places().into_iter().map(|place| place.path).collect()
 }

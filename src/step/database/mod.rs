@@ -14,7 +14,7 @@ mod told;
 
 use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
-pub use self::target::{Address, Engine, Target, same_instance};
+pub use self::target::{Address, Busy, Engine, Strategy, Target, same_instance};
 pub(in crate::step) use self::{
     deadline::{Deadline, Failed, look},
     password::read_password,
@@ -34,6 +34,32 @@ pub struct Error {
     pub why: String,
     /// the setting or grant that fixes it; may be empty
     pub hint: String,
+}
+
+/// When the caller copies the database's logs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Logs {
+    /// everything is copied while held
+    #[default]
+    WhileHeld,
+    /// PostgreSQL's log after the thaw: it is held in backup mode
+    AfterThaw,
+}
+
+/// A directory or file the server needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// "data", "wal", "redo", "binlog" … as `DataPath.purpose` tells it
+    pub purpose: &'static str,
+    pub path: PathBuf,
+    /// copied after the thaw: must not lie where the data does, need not be held
+    pub after_thaw: bool,
+}
+
+impl Place {
+    pub(in crate::step) fn new(purpose: &'static str, path: impl Into<PathBuf>) -> Place {
+        Place { purpose, path: path.into(), after_thaw: false }
+    }
 }
 
 /// A session that is held from before the freeze to after the thaw. Dropping it cuts the connection, and with it ends
@@ -62,10 +88,10 @@ impl Session {
     ///
     /// # Errors
     /// Not reachable, not permitted, not this engine, an engine or version we cannot hold; each with its cure.
-    pub async fn connect(target: &Target, limit: Duration) -> Result<Session, Error> {
+    pub async fn connect(target: &Target, logs: Logs, limit: Duration) -> Result<Session, Error> {
         let deadline = Deadline::after(limit);
         let engine = match target.engine {
-            Engine::Postgresql => Held::Postgres(Box::new(postgres::Session::connect(target, deadline).await?)),
+            Engine::Postgresql => Held::Postgres(Box::new(postgres::Session::connect(target, logs, deadline).await?)),
             Engine::Mysql => Held::Mysql(Box::new(mysql::Session::connect(target, deadline).await?)),
         };
         Ok(Session { engine })
@@ -142,10 +168,10 @@ impl Session {
         sockets::server_pid(self.own_socket())
     }
 
-    /// Every directory that must be in the snapshot: data, WAL or redo, tablespaces …, as the server sees them. A path
-    /// may be a symbolic link (`pg_wal` often is): resolve it in the server's view.
-    pub fn data_paths(&self) -> Vec<PathBuf> {
-        ask!(&self.engine, session => session.data_paths().to_vec())
+    /// Everything that must be in the snapshot: data, WAL or redo, tablespaces …, as the server sees it. A path may be a
+    /// symbolic link (`pg_wal` often is): resolve it in the server's view.
+    pub fn places(&self) -> Vec<Place> {
+        ask!(&self.engine, session => session.places().to_vec())
     }
 
     /// Things the operator should know (statement logging on a frozen disk, relaxed durability …).

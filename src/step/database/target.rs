@@ -22,7 +22,40 @@ pub struct Target {
     pub required: bool,
     /// how long to wait, while preparing, for open write transactions to end
     pub drain: Duration,
+    pub strategy: Strategy,
+    /// how long to wait, while preparing, for what a lock would get stuck behind
+    pub guard: Duration,
+    pub busy: Busy,
+    /// long SELECTs in the way are ended
+    pub kill_queries: bool,
+    /// an option file with user, password, socket and port (MySQL and MariaDB)
+    pub defaults_file: Option<PathBuf>,
+    /// an entry of `pg_service.conf` (PostgreSQL)
+    pub service: Option<String>,
 }
+
+/// What the configuration wants of an engine that could be held in several ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// what holds least for the best claim
+    #[default]
+    Auto,
+    FreezeOnly,
+    TableLocks,
+    GlobalLock,
+}
+
+/// What to do when what is in the way of a lock does not go away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Busy {
+    /// hold with less, and claim less
+    #[default]
+    Degrade,
+    Refuse,
+}
+
+/// As the configuration's default.
+const GUARD: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
@@ -55,6 +88,12 @@ impl Target {
             configured: false,
             required: false,
             drain: Duration::ZERO,
+            strategy: Strategy::Auto,
+            guard: GUARD,
+            busy: Busy::Degrade,
+            kill_queries: false,
+            defaults_file: None,
+            service: None,
         }
     }
 }

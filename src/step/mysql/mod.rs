@@ -32,7 +32,7 @@ use mysql_async::{Conn, Opts, OptsBuilder, Row, prelude::Queryable};
 use tokio::{sync::Mutex, task::JoinSet, time::Instant};
 
 use super::database::{
-    Address, Deadline, Engine, Error, Failed, Proof, Target, coordinate, elsewhere, look, read_password, remark,
+    Address, Deadline, Engine, Error, Failed, Place, Proof, Target, coordinate, elsewhere, look, read_password, remark,
     socket_file, unproven,
 };
 use crate::{
@@ -60,7 +60,7 @@ pub(super) struct Session {
     version: String,
     /// what of SHOW GLOBAL VARIABLES this file reads; a missing one does not exist in this version
     variables: BTreeMap<String, String>,
-    data_paths: Vec<PathBuf>,
+    places: Vec<Place>,
     remarks: Vec<proto::Problem>,
     start: Vec<proto::Coordinate>,
     /// `None`: we may not know (PROCESS)
@@ -175,7 +175,7 @@ impl Session {
             user,
             version,
             variables: BTreeMap::new(),
-            data_paths: Vec::new(),
+            places: Vec::new(),
             remarks: Vec::new(),
             start: Vec::new(),
             open_transactions: None,
@@ -197,12 +197,12 @@ impl Session {
             )
             .await?;
         self.variables = self.link.pairs(deadline, VARIABLES).await?;
-        self.data_paths = data_paths(&self.variables);
+        self.places = places(&self.variables);
         match self.far_tablespaces(deadline).await {
             Ok(directories) => {
                 for directory in directories {
-                    if !self.data_paths.contains(&directory) {
-                        self.data_paths.push(directory);
+                    if !self.places.iter().any(|place| place.path == directory) {
+                        self.places.push(Place::new("tablespace", directory));
                     }
                 }
             }
@@ -528,6 +528,7 @@ impl Session {
             start: self.start.clone(),
             end: Vec::new(),
             open_transactions: self.open_transactions.unwrap_or(0),
+            ..proto::Database::default()
         }
     }
 
@@ -535,8 +536,8 @@ impl Session {
         &self.link.socket
     }
 
-    pub(super) fn data_paths(&self) -> &[PathBuf] {
-        &self.data_paths
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
     }
 
     pub(super) fn remarks(&self) -> &[proto::Problem] {
@@ -608,30 +609,35 @@ fn mariadb_version(version: &str) -> Option<(u32, u32)> {
 }
 
 /// Every directory the settings name, as the server sees it.
-fn data_paths(variables: &BTreeMap<String, String>) -> Vec<PathBuf> {
+fn places(variables: &BTreeMap<String, String>) -> Vec<Place> {
     let set = |name: &str| variables.get(name).map(String::as_str).filter(|value| !value.is_empty());
     let Some(data) = set("datadir").map(Path::new) else { return Vec::new() };
     let absolute = |path: &str| -> PathBuf {
         data.join(path).components().filter(|component| !matches!(component, Component::CurDir)).collect()
     };
-    let mut paths = vec![absolute("")];
-    let mut add = |path: PathBuf| {
-        if !paths.contains(&path) {
-            paths.push(path);
+    let mut places = vec![Place::new("data", absolute(""))];
+    let mut add = |purpose, path: PathBuf| {
+        if !places.iter().any(|place| place.path == path) {
+            places.push(Place::new(purpose, path));
         }
     };
-    for name in ["innodb_data_home_dir", "innodb_log_group_home_dir", "innodb_undo_directory", "aria_log_dir_path"] {
-        set(name).map(absolute).into_iter().for_each(&mut add);
+    for (purpose, name) in [
+        ("data", "innodb_data_home_dir"),
+        ("redo", "innodb_log_group_home_dir"),
+        ("undo", "innodb_undo_directory"),
+        ("aria log", "aria_log_dir_path"),
+    ] {
+        set(name).map(absolute).into_iter().for_each(|path| add(purpose, path));
     }
     for file in set("innodb_data_file_path").unwrap_or("").split(';').filter(|file| file.starts_with('/')) {
         let file = file.split(':').next().unwrap_or(file);
-        Path::new(file).parent().map(Path::to_owned).into_iter().for_each(&mut add);
+        Path::new(file).parent().map(Path::to_owned).into_iter().for_each(|path| add("data", path));
     }
-    for name in ["log_bin_basename", "relay_log_basename"] {
+    for (purpose, name) in [("binlog", "log_bin_basename"), ("relay log", "relay_log_basename")] {
         let directory = set(name).map(absolute).and_then(|base| base.parent().map(Path::to_owned));
-        directory.into_iter().for_each(&mut add);
+        directory.into_iter().for_each(|path| add(purpose, path));
     }
-    paths
+    places
 }
 
 /// The first coordinate of committed data that differs. LSNs may: they move with uncommitted work.
@@ -806,7 +812,8 @@ mod tests {
         ];
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let expected = ["/srv/db", "/srv/db/undo", "/fast", "/logs"].map(PathBuf::from);
-        assert_eq!(data_paths(&variables), expected);
+        let paths: Vec<PathBuf> = places(&variables).into_iter().map(|place| place.path).collect();
+        assert_eq!(paths, expected);
     }
 
     #[test]

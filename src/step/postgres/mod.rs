@@ -32,8 +32,8 @@ use tokio_postgres::{
 };
 
 use super::database::{
-    Address, Deadline, Engine, Error, Failed, Proof, Target, coordinate, elsewhere, look, read_password, remark,
-    socket_file, unproven,
+    Address, Deadline, Engine, Error, Failed, Logs, Place, Proof, Target, coordinate, elsewhere, look, read_password,
+    remark, socket_file, unproven,
 };
 use crate::{
     proto::{self, Severity},
@@ -58,7 +58,7 @@ pub(super) struct Session {
     major: u32,
     identity: Identity,
     fsync: bool,
-    data_paths: Vec<PathBuf>,
+    places: Vec<Place>,
     remarks: Vec<proto::Problem>,
     start: Vec<proto::Coordinate>,
     open_transactions: u32,
@@ -89,7 +89,7 @@ struct Identity {
 }
 
 impl Session {
-    pub(super) async fn connect(target: &Target, deadline: Deadline) -> Result<Session, Error> {
+    pub(super) async fn connect(target: &Target, _logs: Logs, deadline: Deadline) -> Result<Session, Error> {
         let Opened { client, link, user, version } = open(target, deadline).await?;
         let major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|major| major.parse().ok());
         let problem = |why, hint: &str| Error { name: target.name.clone(), what: CONNECT, why, hint: hint.to_owned() };
@@ -115,7 +115,7 @@ impl Session {
                 timeline: None,
             },
             fsync: true,
-            data_paths: Vec::new(),
+            places: Vec::new(),
             remarks: Vec::new(),
             start: Vec::new(),
             open_transactions: 0,
@@ -225,8 +225,8 @@ impl Session {
             )
             .await
             .map_err(|failed| self.error(CONNECT, failed))?;
-        self.data_paths = vec![data.clone(), data.join("pg_wal")];
-        self.data_paths.extend(tablespaces.iter().map(|row| PathBuf::from(text(row, "place"))));
+        self.places = vec![Place::new("data", &data), Place::new("wal", data.join("pg_wal"))];
+        self.places.extend(tablespaces.iter().map(|row| Place::new("tablespace", text(row, "place"))));
         Ok(())
     }
 
@@ -446,6 +446,7 @@ impl Session {
             start: self.start.clone(),
             end: Vec::new(),
             open_transactions: self.open_transactions,
+            ..proto::Database::default()
         }
     }
 
@@ -453,8 +454,8 @@ impl Session {
         &self.link.socket
     }
 
-    pub(super) fn data_paths(&self) -> &[PathBuf] {
-        &self.data_paths
+    pub(super) fn places(&self) -> &[Place] {
+        &self.places
     }
 
     pub(super) fn remarks(&self) -> &[proto::Problem] {

@@ -1,9 +1,11 @@
 //! The survey: everything a hold needs to know before anybody waits. Read the guest, list the hooks, connect to the
 //! databases, make the plan, judge what can be reached. `check` stops here; a hold goes on with what it found.
 
+mod databases;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -11,6 +13,7 @@ use std::{
 
 use futures_util::future::join_all;
 
+pub use self::databases::Instance;
 use super::{
     Refusal, RefusalKind,
     admit::Caps,
@@ -21,15 +24,12 @@ use crate::{
     guest::{
         self, Dev, Guest, Kind, Superblock,
         agent_channel::{self, AgentChannel, Owner},
-        databases, platform, preflight, superblock,
+        platform, preflight, superblock,
         tasks::{self, Processes},
         transient,
     },
-    proto::{self, Claim, Consistency, Severity, StepKind, StepOutcome},
-    step::{
-        database::{self, Session, Target},
-        hook::{self, Hook},
-    },
+    proto::{self, Consistency, Severity, StepKind, StepOutcome},
+    step::hook::{self, Hook},
 };
 
 /// By then a daemon has taken the channel that is there and owned by nobody, or will not. It looks twice, 300 ms apart.
@@ -38,8 +38,6 @@ const TAKES: Duration = Duration::from_secs(2);
 const READ_LIMIT: Duration = Duration::from_secs(10);
 /// statfs and superblock reads touch devices, which may be dead: what has not answered by then is left out.
 const TOUCH_LIMIT: Duration = Duration::from_secs(2);
-/// A database that takes longer to let us in would make us wait later, too.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// A task blocked for the whole of these together, two seconds, would make a freeze wait for it. Looked at in between,
 /// so that on a busy but healthy machine, where everybody moves, two looks are enough.
@@ -74,16 +72,6 @@ pub struct Survey {
     pub refusals: Vec<Refusal>,
     /// what the hold can claim if every step succeeds
     pub expected: Achieved,
-}
-
-/// One database that can be held.
-pub struct Instance {
-    pub target: Target,
-    pub session: Session,
-    /// the server's process, if it is known
-    pid: Option<i32>,
-    /// every directory it needs is on a file system that is frozen
-    pub covered: bool,
 }
 
 /// The level a hold must reach: the stricter of configuration and request.
@@ -139,7 +127,7 @@ pub async fn check(
 /// Says and keeps nothing. Blocks.
 pub fn warm_up(root: &Path) {
     if let Ok(guest) = guest::read(root) {
-        let _ = databases::read(root, &guest.processes);
+        let _ = guest::databases::read(root, &guest.processes);
         let _ = preflight::read(root, &guest);
     }
     let _ = crate::json::to_json(&proto::GetReportResponse { report: Some(proto::Report::default()) });
@@ -210,7 +198,7 @@ pub async fn survey(
     };
     survey.list_hooks(settings).await;
     match look {
-        Look::Everything => survey.find_databases(settings, surroundings).await,
+        Look::Everything => survey.find_databases(settings, surroundings, spec).await,
         Look::WhileHeld => {
             let message = "databases were not asked: a hold is in progress, and while held no database is spoken to";
             survey.problems.push(problem(
@@ -226,14 +214,6 @@ pub async fn survey(
     survey.steps.extend(file_systems);
     survey.preflight(settings, surroundings, spec, look).await;
     survey.note_surroundings(settings, surroundings);
-    if spec.capture_mode() == proto::CaptureMode::LogsAfterThaw {
-        let refusal = Refusal::new(
-            RefusalKind::FailedPrecondition,
-            "CAPTURE_MODE_UNSUPPORTED",
-            "hold with logs captured after the thaw: this version only holds what is captured while held",
-        );
-        survey.refusals.push(refusal.hint("capture every disk while held, or leave --capture out"));
-    }
     survey.judge(settings, spec);
     Ok(survey)
 }
@@ -271,123 +251,10 @@ impl Survey {
         self.hooks = listing.hooks;
     }
 
-    async fn find_databases(&mut self, settings: &Settings, surroundings: &Surroundings) {
-        let mut targets = settings.databases.configured.clone();
-        let mut running = Vec::new();
-        let mut listeners = Vec::new();
-        if settings.databases.discover {
-            let (root, processes) = (surroundings.root.clone(), self.guest.processes.clone());
-            let found =
-                in_a_thread(READ_LIMIT, move || databases::read(&root, &processes)).await.unwrap_or_else(|| {
-                    // nothing found is not nothing there
-                    self.expected.capped = true;
-                    self.unread("DISCOVERY_INCOMPLETE", "look for databases");
-                    databases::Found::default()
-                });
-            for socket in found.sockets {
-                let Some(engine) = spoken(socket.engine) else { continue };
-                let target = Target::discovered(engine, socket.path);
-                if !targets.iter().any(|t| database::same_instance(t, &target)) {
-                    targets.push(target.clone());
-                }
-                listeners.push((target, socket.pid));
-            }
-            running = found.engines;
-        }
-        let connections = join_all(targets.iter().map(|t| Session::connect(t, CONNECT_LIMIT))).await;
-        for (target, connection) in targets.into_iter().zip(connections) {
-            let session = match connection {
-                Ok(session) => session,
-                Err(error) => {
-                    self.cannot_hold(&target, &error);
-                    continue;
-                }
-            };
-            let listener = listeners.iter().find(|(found, _)| database::same_instance(found, &target));
-            let pid = server(session.server_pid(), listener.and_then(|(_, pid)| *pid), &running);
-            // two sockets of one server: the first one, a configured one if there is any, holds it
-            if pid.is_some_and(|pid| self.is_connected(pid)) {
-                let _ = session.release(DISCONNECT_LIMIT).await;
-            } else {
-                self.add_database(target, session, pid, surroundings).await;
-            }
-        }
-        for engine in running {
-            if self.is_connected(engine.pid) {
-                continue;
-            }
-            self.expected.capped = true;
-            let subject = format!("db:{}", engine.engine);
-            let message = format!(
-                "{} runs (pid {}) and is not held: its files are as after a power cut",
-                engine.engine, engine.pid
-            );
-            let hint = "configure it as a [[database]], or bring it to a consistent point with a hook";
-            self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
-        }
-    }
-
     /// Something could not be looked at in time; that is said, never taken for "there is nothing".
     fn unread(&mut self, code: &str, what: &str) {
         let message = format!("{what}: /proc did not answer within {READ_LIMIT:?}");
         self.problems.push(problem(Severity::Warning, code, "", &message, "see the kernel log for what is stuck"));
-    }
-
-    fn is_connected(&self, pid: i32) -> bool {
-        self.databases.iter().any(|db| db.pid == Some(pid))
-    }
-
-    async fn add_database(&mut self, target: Target, session: Session, pid: Option<i32>, surroundings: &Surroundings) {
-        let mut step = database_step(&target);
-        step.set_outcome(StepOutcome::Planned);
-        let mut described = session.describe();
-        let outside = self.outside(&session, pid, surroundings).await;
-        let covered = outside.is_empty();
-        if !covered {
-            described.set_claim(Claim::Uncovered);
-            let message = format!("{}: {} is on no file system that is held", target.name, outside.join(", "));
-            let hint = "bring that file system into scope, or move the files";
-            self.problems.push(problem(Severity::Warning, "DATABASE_UNCOVERED", &step.name, &message, hint));
-            step.reason = message;
-        }
-        self.problems.extend(session.remarks());
-        self.expected.claims.push(described.claim());
-        step.detail = Some(proto::step::Detail::Database(described));
-        self.steps.push(step);
-        self.databases.push(Instance { target, session, pid, covered });
-    }
-
-    fn cannot_hold(&mut self, target: &Target, error: &database::Error) {
-        let mut step = database_step(target);
-        step.set_outcome(StepOutcome::Failed);
-        step.reason = error.to_string();
-        step.hint.clone_from(&error.hint);
-        if target.configured && target.required {
-            let refusal = Refusal::new(RefusalKind::FailedPrecondition, "DATABASE_UNREACHABLE", error.to_string());
-            self.refusals.push(refusal.hint(error.hint.clone()));
-        } else {
-            self.expected.capped = true;
-            let message = error.to_string();
-            self.problems.push(problem(Severity::Warning, "DATABASE_UNREACHABLE", &step.name, &message, &error.hint));
-        }
-        self.steps.push(step);
-    }
-
-    /// The database's directories that no frozen file system covers.
-    async fn outside(&self, session: &Session, pid: Option<i32>, surroundings: &Surroundings) -> Vec<String> {
-        let frozen = self.frozen();
-        let (paths, root) = (session.data_paths(), surroundings.root.clone());
-        let names: Vec<String> = paths.iter().map(|p| p.display().to_string()).collect();
-        let located =
-            in_a_thread(TOUCH_LIMIT, move || paths.iter().map(|path| locate(&root, path, pid)).collect::<Vec<_>>())
-                .await
-                .unwrap_or_else(|| vec![None; names.len()]);
-        names
-            .into_iter()
-            .zip(located)
-            .filter(|(_, dev)| !dev.is_some_and(|dev| frozen.contains(&dev)))
-            .map(|(name, _)| name)
-            .collect()
     }
 
     /// The superblocks the plan freezes.
@@ -488,30 +355,6 @@ impl Survey {
     }
 }
 
-/// Which process the server at the other end of a socket is. The kernel names the one that called listen(2), and under socket
-/// activation (Debian's mariadb.socket) that is systemd, for every server it listens for: then it is whoever has the socket
-/// open now, and never process 1.
-fn server(peer: Option<i32>, listener: Option<i32>, running: &[databases::RunningEngine]) -> Option<i32> {
-    let runs = |pid: &i32| running.iter().any(|engine| engine.pid == *pid);
-    peer.filter(runs).or(listener).or(peer.filter(|pid| *pid != 1))
-}
-
-/// The protocol an engine speaks, if it is one we hold.
-fn spoken(engine: databases::Engine) -> Option<database::Engine> {
-    use databases::Engine;
-    match engine {
-        Engine::Postgresql => Some(database::Engine::Postgresql),
-        Engine::Mysql | Engine::Mariadb => Some(database::Engine::Mysql),
-        Engine::Redis
-        | Engine::Valkey
-        | Engine::Mongodb
-        | Engine::Etcd
-        | Engine::Clickhouse
-        | Engine::Cassandra
-        | Engine::Elasticsearch => None,
-    }
-}
-
 /// "application", as people and the command line write it.
 pub fn level_text(level: Consistency) -> &'static str {
     match level {
@@ -520,13 +363,6 @@ pub fn level_text(level: Consistency) -> &'static str {
         Consistency::Filesystem => "filesystem",
         Consistency::Application => "application",
     }
-}
-
-fn database_step(target: &Target) -> proto::Step {
-    let mut step = proto::Step { name: format!("db:{}", target.name), ..Default::default() };
-    step.set_kind(StepKind::Database);
-    step.required = target.required;
-    step
 }
 
 /// Tasks in uninterruptible sleep that did not move for two seconds.
@@ -668,57 +504,10 @@ fn leaves(guest: &Guest, superblock: Dev) -> Vec<Leaf> {
         .collect()
 }
 
-/// The superblock a path lies on, as `pid` sees it.
-fn locate(root: &Path, path: &Path, pid: Option<i32>) -> Option<Dev> {
-    let below = |base: PathBuf| base.join(path.strip_prefix("/").unwrap_or(path));
-    let (seen, table) = match pid {
-        Some(pid) => {
-            let process = root.join("proc").join(pid.to_string());
-            (below(process.join("root")), process.join("mountinfo"))
-        }
-        None => (below(root.to_owned()), root.join("proc/self/mountinfo")),
-    };
-    let id = mount_id(&seen).ok()?;
-    let lines = guest::mounts::parse_bytes(&fs::read(table).ok()?);
-    guest::mounts::by_mount_id(&lines, id).map(|line| line.dev)
-}
-
-fn mount_id(path: &Path) -> io::Result<u64> {
-    use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
-    let file = fs::OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path)?;
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
-    info.lines()
-        .find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok())
-        .ok_or_else(|| io::Error::other("no mnt_id in fdinfo"))
-}
-
 /// Runs `work` where it may block, and waits for it at most `limit`.
 pub(super) async fn in_a_thread<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.ok()?.ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_systemd_listens_for_is_the_process_that_has_the_socket() {
-        let engine = |pid| databases::RunningEngine {
-            engine: databases::Engine::Mariadb,
-            pid,
-            datadir: None,
-            sockets: Vec::new(),
-            elsewhere: false,
-        };
-        let running = [engine(225), engine(300)];
-        assert_eq!(server(Some(300), Some(225), &running), Some(300), "in containers one path is two servers");
-        assert_eq!(server(Some(1), Some(225), &running), Some(225));
-        assert_eq!(server(Some(800), Some(225), &running), Some(225), "a user's own systemd listens");
-        assert_eq!(server(Some(1), None, &running), None, "two of these are not one server");
-        assert_eq!(server(Some(400), None, &[]), Some(400), "a binary of another name");
-        assert_eq!(server(None, None, &running), None, "over TCP");
-    }
 }
