@@ -1,5 +1,9 @@
 //! Runs facts one after another, each in its own world, and speaks the command line of Rust's own test harness, so that
 //! `cargo test` and `cargo nextest` both work. Skipped facts are counted as such, never as passed.
+//!
+//! Facts are about time as well, and a machine that runs tests may stand still for seconds. So a few that failed are tried
+//! once more when all others have ended. What the first try said is printed, and that there was one: a fact that needs
+//! this more than once in a while is not a fact.
 
 use std::{
     fs,
@@ -56,16 +60,19 @@ impl Wanted {
     }
 }
 
+/// When more than this many failed, it was not the machine.
+const SECOND_TRIES: usize = 3;
+
 /// How many ended how.
 #[derive(Default)]
 struct Count {
     passed: usize,
-    failed: usize,
+    failed: Vec<(usize, Fact)>,
     skipped: usize,
 }
 
 impl Count {
-    fn tell(&mut self, fact: &Fact, end: End, took: f64) {
+    fn tell(&mut self, number: usize, fact: &Fact, end: End, took: f64) {
         match end {
             End::Passed => {
                 self.passed += 1;
@@ -77,7 +84,7 @@ impl Count {
                 note_skip(&format!("{}: {why}", short(fact.name)));
             }
             End::Failed(output) => {
-                self.failed += 1;
+                self.failed.push((number, *fact));
                 println!("FAILED ({took:.1} s)\n---- {} ----\n{output}\n----", short(fact.name));
             }
         }
@@ -125,7 +132,7 @@ pub fn main(facts: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
             if side_by_side > 1 {
                 print!("test {} ... ", short(fact.name));
             }
-            count.tell(fact, end, (now() - begun).as_secs_f64());
+            count.tell(number, fact, end, (now() - begun).as_secs_f64());
         }
     };
     thread::scope(|scope| {
@@ -133,7 +140,18 @@ pub fn main(facts: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
             scope.spawn(work);
         }
     });
-    let Count { passed, failed, skipped } = count.into_inner().expect("nobody panics while printing");
+    let mut count = count.into_inner().expect("nobody panics while printing");
+    if count.failed.len() <= SECOND_TRIES && chosen.len() > SECOND_TRIES {
+        for (number, fact) in std::mem::take(&mut count.failed) {
+            print!("second try: test {} ... ", short(fact.name));
+            let _ = io::stdout().flush();
+            let begun = now();
+            let end = run(&fact, chosen.len() + number, wanted.no_capture);
+            count.tell(number, &fact, end, (now() - begun).as_secs_f64());
+        }
+    }
+    let Count { passed, failed, skipped } = count;
+    let failed = failed.len();
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!(
         "\ntest result: {word}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; {} filtered out; \
