@@ -1,65 +1,14 @@
 //! Beside the stock guest agent: what happens when both freeze. The facts behind docs/guest-agent.md.
 
-use std::{
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
-    os::unix::{fs::PermissionsExt as _, net::UnixStream},
-    path::{Path, PathBuf},
-    process::{Child, Command},
-    time::Duration,
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::lab::{Daemon, Lab, Type, command, daemon::BINARY, finish, process::signal, until};
+use crate::lab::{Daemon, Lab, Type, daemon::BINARY, qemu_ga::QemuGa};
 
 facts! {
     a_hold_from_within_qemu_gas_hook_cannot_work_and_is_called_broken,
     what_qemu_ga_has_frozen_is_refused_and_left_to_it,
-}
-
-/// The real qemu-ga, asked where the hypervisor's end of its channel would be. In a world of the lab nothing but loop devices
-/// can be frozen, so it may be asked to freeze all there is.
-struct QemuGa {
-    child: Child,
-    stream: BufReader<UnixStream>,
-}
-
-impl QemuGa {
-    fn start(lab: &Lab, hook: Option<&Path>) -> QemuGa {
-        if Command::new("qemu-ga").arg("--version").output().is_err() {
-            lab.skip("qemu-ga is not installed (qemu-guest-agent)");
-        }
-        crate::lab::world::guard().expect("everything mounted is the lab's");
-        let run = lab.memory_dir("qemu-ga");
-        let socket = run.join("socket");
-        let mut command = command("qemu-ga");
-        command.args(["--method", "unix-listen", "--path"]).arg(&socket).arg("--statedir").arg(&run);
-        command.args(hook.map(|hook| format!("-F{}", hook.display())));
-        let child = command.spawn().expect("it is a program");
-        let mut stream = None;
-        until(Duration::from_secs(10), || {
-            stream = UnixStream::connect(&socket).ok();
-            stream.is_some()
-        });
-        let stream = stream.expect("qemu-ga did not come up");
-        stream.set_read_timeout(Some(Duration::from_secs(25))).expect("a socket");
-        QemuGa { child, stream: BufReader::new(stream) }
-    }
-
-    fn ask(&mut self, command: &str) -> Value {
-        writeln!(self.stream.get_mut(), "{}", json!({"execute": command})).expect("it listens");
-        let mut line = String::new();
-        self.stream.read_line(&mut line).expect("it answers");
-        serde_json::from_str(&line).expect("one JSON object a line")
-    }
-}
-
-impl Drop for QemuGa {
-    fn drop(&mut self) {
-        signal(self.child.id().cast_signed(), nix::sys::signal::Signal::SIGKILL);
-        finish(&mut self.child, Duration::from_secs(5));
-    }
 }
 
 /// A hook that holds and lets go, as one would write it. It notes how that ended.

@@ -23,6 +23,7 @@ pub mod guest_agent;
 pub mod harness;
 pub mod private_root;
 pub mod process;
+pub mod qemu_ga;
 pub mod reaper;
 pub mod world;
 pub mod writer;

@@ -1,0 +1,139 @@
+//! How long transactions wait for a snapshot: holdstill, qemu-ga with a hook that flushes and locks as people write them,
+//! and no snapshot at all, on the same server, in the same run, taking turns. `cargo bench --bench databases`, as root;
+//! about three minutes. Uses the PostgreSQL and MariaDB of the machine, on a loop-mounted ext4 in the lab's directory.
+//!
+//! - the longest transaction that any of four clients saw around one freeze and thaw (pgbench; a writer of our own that
+//!   speaks the MySQL protocol)
+//! - the time from the first lock to everything frozen, less the file systems' own freeze, with no client and with four
+//!
+//! `HOLDSTILL_BENCH_QUICK=1`: one round instead of seven. Nothing here fails because it was slow.
+
+#[path = "../../tests/lab/mod.rs"]
+#[macro_use]
+#[expect(dead_code, reason = "the kernel tests use the rest of it")]
+mod lab;
+
+mod hook;
+mod load;
+mod table;
+
+use std::{process::ExitCode, thread, time::Duration};
+
+use lab::{
+    Daemon, Lab, Type,
+    database::{Durability, Engine, Server},
+    qemu_ga::QemuGa,
+};
+use load::{CLIENTS, Load};
+use serde_json::Value;
+use table::{Row, median, print};
+
+facts! { measured within 900 }
+
+/// The load runs so long before the freeze is asked for.
+const WARM: Duration = Duration::from_millis(800);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [load::WRITER, socket] => load::write(socket.as_ref()),
+        [hook::LOCKER, socket, dir] => hook::hold_lock(socket.as_ref(), dir.as_ref()),
+        [role, ..] if role.starts_with("--lab-") => lab::main(&[FACTS]),
+        _ if words.iter().any(|word| word == "--bench") => lab::harness::main(FACTS, &["--nocapture".to_owned()], 1),
+        _ => {
+            println!("databases: not run; it measures only under `cargo bench --bench databases`");
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+/// Who takes the snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Nobody,
+    QemuGa,
+    Holdstill,
+}
+
+fn measured(lab: &Lab) {
+    let rounds = if std::env::var_os("HOLDSTILL_BENCH_QUICK").is_some() { 1 } else { 7 };
+    let rows = [Engine::Postgresql, Engine::Mariadb].map(|engine| row(lab, engine, rounds));
+    print(&rows, rounds);
+}
+
+fn row(lab: &Lab, engine: Engine, rounds: usize) -> Row {
+    let disk = lab.fs_at(Type::Ext4, format!("/mnt/{}", engine.name()).as_ref(), 1024);
+    let server = lab.server(engine, &disk, Durability::Full);
+    load::prepare(&server);
+    let daemon = lab.daemon(&[&disk]).database(server.entry("bench")).start();
+    let script = hook::install(lab, &server);
+    let mut qemu_ga = QemuGa::start(lab, Some(&script));
+    // each once before it counts: programs come from the disk, caches fill
+    snapshot(Who::QemuGa, &daemon, &mut qemu_ga);
+    snapshot(Who::Holdstill, &daemon, &mut qemu_ga);
+    let mut row = Row { engine: engine.name(), version: server.version(), ..Row::default() };
+    let mut order = [Who::Nobody, Who::QemuGa, Who::Holdstill];
+    for round in 0..rounds {
+        for who in order {
+            let load = Load::start(&server, lab);
+            thread::sleep(WARM);
+            let report = snapshot(who, &daemon, &mut qemu_ga);
+            let longest = load.longest();
+            eprintln!("{}, round {round}, {who:?}: longest transaction {:.1} ms", engine.name(), millis(longest));
+            match who {
+                Who::Nobody => row.nobody.push(longest),
+                Who::QemuGa => row.qemu_ga.push(longest),
+                Who::Holdstill => row.holdstill.push(longest),
+            }
+            row.with_writers.extend(report.as_ref().map(beyond_the_freeze));
+        }
+        order.rotate_left(1);
+    }
+    for _ in 0..rounds.max(3) {
+        row.alone.extend(snapshot(Who::Holdstill, &daemon, &mut qemu_ga).as_ref().map(beyond_the_freeze));
+    }
+    eprintln!("{}: from lock to frozen {:.1} ms with nobody else", engine.name(), millis(median(&row.alone)));
+    row
+}
+
+/// A freeze, and a thaw as soon as it is answered. Ours says how that went.
+fn snapshot(who: Who, daemon: &Daemon, qemu_ga: &mut QemuGa) -> Option<Value> {
+    match who {
+        Who::Nobody => None,
+        Who::QemuGa => {
+            for command in ["guest-fsfreeze-freeze", "guest-fsfreeze-thaw"] {
+                let answer = qemu_ga.ask(command);
+                assert_eq!(answer["return"], 1, "{command}: {answer}");
+            }
+            None
+        }
+        Who::Holdstill => {
+            daemon.freeze(&[]);
+            let report = daemon.thaw();
+            assert_eq!(report["verdict"], "unbroken", "{report:#}");
+            Some(report)
+        }
+    }
+}
+
+/// What lies between the first lock and everything frozen, less the file systems' own freeze.
+fn beyond_the_freeze(report: &Value) -> Duration {
+    let seconds = |value: &Value| -> f64 {
+        value.as_str().and_then(|text| text.strip_suffix('s')).and_then(|text| text.parse().ok()).unwrap_or_default()
+    };
+    let steps = report["steps"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let freezes = steps.iter().filter(|step| step["kind"] == "filesystem").map(|step| seconds(&step["took"]));
+    Duration::from_secs_f64((seconds(&report["quiesce_took"]) - freezes.fold(0.0, f64::max)).max(0.0))
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+impl Server<'_> {
+    fn version(&self) -> String {
+        let sql = if self.engine == Engine::Postgresql { "SHOW server_version" } else { "SELECT VERSION()" };
+        let said = self.query(sql).concat();
+        said.split([' ', '-']).next().unwrap_or_default().to_owned()
+    }
+}
