@@ -7,19 +7,23 @@
 //!
 //! What the engines share lives here: addresses, the password file, limits, and the shape of what is reported.
 
+mod credentials;
 mod deadline;
 mod password;
+mod secret;
 mod target;
 mod told;
 
 use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
-pub use self::target::{Address, Busy, Engine, Strategy, Target, same_instance};
 pub(in crate::step) use self::{
     deadline::{Deadline, Failed, look},
-    password::read_password,
     target::socket_file,
     told::{coordinate, elsewhere, remark, unproven},
+};
+pub use self::{
+    secret::Secret,
+    target::{Address, Busy, Engine, Strategy, Target, same_instance},
 };
 use super::{mysql, postgres};
 use crate::{proto, sys::sockets};
@@ -90,6 +94,7 @@ impl Session {
     /// Not reachable, not permitted, not this engine, an engine or version we cannot hold; each with its cure.
     pub async fn connect(target: &Target, logs: Logs, limit: Duration) -> Result<Session, Error> {
         let deadline = Deadline::after(limit);
+        let target = &credentials::resolve(target, deadline).await?;
         let engine = match target.engine {
             Engine::Postgresql => Held::Postgres(Box::new(postgres::Session::connect(target, logs, deadline).await?)),
             Engine::Mysql => Held::Mysql(Box::new(mysql::Session::connect(target, deadline).await?)),

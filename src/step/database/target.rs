@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use super::Secret;
+
 /// An instance to hold: found on a default socket, or configured.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -17,6 +19,8 @@ pub struct Target {
     pub user: Option<String>,
     /// read while connecting; must be owned by root or us and closed to others
     pub password_file: Option<PathBuf>,
+    /// what to log in with; filled in from `password_file` and the like by [`super::Session::connect`]
+    pub password: Option<Secret>,
     /// configured, so that failing to reach it is an error, not a lower level
     pub configured: bool,
     pub required: bool,
@@ -85,6 +89,7 @@ impl Target {
             at: Address::Socket(socket),
             user: None,
             password_file: None,
+            password: None,
             configured: false,
             required: false,
             drain: Duration::ZERO,

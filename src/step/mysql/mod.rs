@@ -32,8 +32,8 @@ use mysql_async::{Conn, Opts, OptsBuilder, Row, prelude::Queryable};
 use tokio::{sync::Mutex, task::JoinSet, time::Instant};
 
 use super::database::{
-    Address, Deadline, Engine, Error, Failed, Place, Proof, Target, coordinate, elsewhere, look, read_password, remark,
-    socket_file, unproven,
+    Address, Deadline, Engine, Error, Failed, Place, Proof, Target, coordinate, elsewhere, look, remark, socket_file,
+    unproven,
 };
 use crate::{
     proto::{self, Severity},
@@ -675,10 +675,8 @@ async fn open(target: &Target, user: &str, deadline: Deadline) -> Result<Link, E
         .max_allowed_packet(Some(16 << 20)) // set, so that it does not ask
         .wait_timeout(Some(86_400))
         .connect_attribute("program_name", "holdstill");
-    if let Some(path) = target.password_file.clone() {
-        let read = look(deadline, move || Ok(read_password(&path))).await;
-        let read = read.map_err(|failed| io_error("read the password file of", failed))?;
-        options = options.pass(Some(read.map_err(|(why, hint)| problem(why, hint))?));
+    if let Some(password) = &target.password {
+        options = options.pass(Some(password.reveal()));
     }
     let (short, full) = match &target.at {
         Address::Socket(path) => {

@@ -32,8 +32,8 @@ use tokio_postgres::{
 };
 
 use super::database::{
-    Address, Deadline, Engine, Error, Failed, Logs, Place, Proof, Target, coordinate, elsewhere, look, read_password,
-    remark, socket_file, unproven,
+    Address, Deadline, Engine, Error, Failed, Logs, Place, Proof, Target, coordinate, elsewhere, look, remark,
+    socket_file, unproven,
 };
 use crate::{
     proto::{self, Severity},
@@ -535,13 +535,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// Connects and logs in.
 async fn open(target: &Target, deadline: Deadline) -> Result<Opened, Error> {
-    let problem = |why, hint| Error { name: target.name.clone(), what: CONNECT, why, hint };
     let mut config = Config::new();
     config.application_name("holdstill").dbname("postgres").ssl_mode(tokio_postgres::config::SslMode::Disable);
-    if let Some(path) = target.password_file.clone() {
-        let read = look(deadline, move || Ok(read_password(&path))).await;
-        let read = read.map_err(|failed| explain_io(target, "read the password file", failed))?;
-        config.password(read.map_err(|(why, hint)| problem(why, hint))?);
+    if let Some(password) = &target.password {
+        config.password(password.reveal());
     }
     let mut users = match (&target.user, &target.at) {
         (Some(user), _) => vec![user.clone()],
