@@ -7,6 +7,7 @@
 //! No verb writes to a descriptor that lies on a held file system, see [`stdio`].
 
 pub mod connect;
+mod databases;
 pub mod hooks;
 pub mod live;
 mod remote;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use comfy_table::{Table, presets};
 
+use super::databases;
 use crate::proto::{self, step::Detail};
 
 /// Columns aligned by two spaces, one row per line, without trailing blanks.
@@ -208,7 +209,7 @@ fn gaps(report: &proto::Report) -> String {
 
 /// A report's body.
 pub fn steps_and_gaps(report: &proto::Report) -> String {
-    steps(report) + &problems(&report.problems) + &gaps(report)
+    steps(report) + &databases::about(report) + &problems(&report.problems) + &gaps(report)
 }
 
 /// The body of a check.

@@ -1,0 +1,110 @@
+//! What a report says of each database, for people: how it is held and why so, where its files are, what the copy will
+//! lack. Pure text; may change between versions (`--json` may not).
+
+use std::fmt::Write as _;
+
+use super::show;
+use crate::proto::{self, step::Detail};
+
+/// A paragraph for each database of the report.
+pub fn about(report: &proto::Report) -> String {
+    let mut out = String::new();
+    for step in &report.steps {
+        if let Some(Detail::Database(db)) = &step.detail {
+            out.push_str(&paragraph(&step.name, db));
+        }
+    }
+    out
+}
+
+fn paragraph(name: &str, db: &proto::Database) -> String {
+    let mut lines = Vec::new();
+    if !db.strategy.is_empty() {
+        lines.push(match db.strategy_reason.is_empty() {
+            true => format!("held by {}", db.strategy),
+            false => format!("held by {}: {}", db.strategy, db.strategy_reason),
+        });
+    }
+    lines.extend(db.paths.iter().map(|path| {
+        let place = match (path.filesystem.as_str(), path.held) {
+            ("", _) => "on no file system of this machine's disks".to_owned(),
+            (filesystem, true) => format!("on {filesystem}"),
+            (filesystem, false) => format!("on {filesystem}, which is NOT held"),
+        };
+        format!("{}: {} {place}", path.purpose, path.path)
+    }));
+    if db.open_transactions > 0 {
+        let count = db.open_transactions;
+        let age = db.oldest_open_transaction.as_ref();
+        let age = age.map(|age| format!(", the oldest for {}", show::duration(Some(age)))).unwrap_or_default();
+        lines.push(format!("{count} open write transaction(s){age}: the copy rolls them back"));
+    }
+    if db.prepared_transactions > 0 {
+        lines.push(format!("{} prepared transaction(s): still prepared in the copy", db.prepared_transactions));
+    }
+    let list = |what: &str, tables: &[String]| {
+        let shown: Vec<&str> = tables.iter().take(SHOWN).map(String::as_str).collect();
+        let more = tables.len().saturating_sub(SHOWN);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        (!tables.is_empty()).then(|| format!("{what}: {}{more}", shown.join(", ")))
+    };
+    lines.extend(list("tables without transactions", &db.non_transactional_tables));
+    lines.extend(list("empty after any restart, so in the copy too", &db.lost_tables));
+    if !db.backup_label.is_empty() {
+        let map = if db.tablespace_map.is_empty() { "" } else { ", and `tablespace_map`" };
+        lines.push(format!(
+            "before the copy is started, write the report's `backup_label` into its data directory{map}: --json has it"
+        ));
+    }
+    let mut out = format!("{name}:\n");
+    for line in &lines {
+        let _ = writeln!(out, "  {line}");
+    }
+    if lines.is_empty() { String::new() } else { out }
+}
+
+/// More tables than these are counted.
+const SHOWN: usize = 5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_tells_how_it_is_held_where_it_is_and_what_is_lost() {
+        let db = proto::Database {
+            strategy: "instance-lock".into(),
+            strategy_reason: "every table is InnoDB".into(),
+            paths: vec![
+                proto::DataPath {
+                    purpose: "redo".into(),
+                    path: "/fast/redo".into(),
+                    filesystem: "fs:/fast".into(),
+                    held: false,
+                },
+                proto::DataPath {
+                    purpose: "data".into(),
+                    path: "/srv/db".into(),
+                    filesystem: "fs:/srv".into(),
+                    held: true,
+                },
+            ],
+            open_transactions: 2,
+            oldest_open_transaction: Some(prost_types::Duration { seconds: 14, nanos: 0 }),
+            lost_tables: (0..7).map(|n| format!("app.m{n} (MEMORY)")).collect(),
+            ..proto::Database::default()
+        };
+        let text = paragraph("db:orders", &db);
+        let expected = "db:orders:\n  held by instance-lock: every table is InnoDB\n  \
+            redo: /fast/redo on fs:/fast, which is NOT held\n  data: /srv/db on fs:/srv\n  \
+            2 open write transaction(s), the oldest for 14 s: the copy rolls them back\n  \
+            empty after any restart, so in the copy too: app.m0 (MEMORY), app.m1 (MEMORY), app.m2 (MEMORY), \
+            app.m3 (MEMORY), app.m4 (MEMORY) and 2 more\n";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn one_of_which_nothing_is_known_takes_no_lines() {
+        assert_eq!(paragraph("db:orders", &proto::Database::default()), "");
+    }
+}
