@@ -1,0 +1,303 @@
+//! The plan: which file systems are frozen, in which order, what is left out and why. Pure: plain data in, plain data
+//! out; nothing is touched.
+
+mod achieved;
+mod captured;
+mod scope;
+
+use std::{collections::BTreeMap, path::Path};
+
+pub use self::achieved::Achieved;
+use self::scope::Scope;
+use super::{Refusal, RefusalKind};
+use crate::{
+    config::{self, TransientPolicy},
+    guest::{Dev, Kind, Superblock, order, superblock},
+    proto::{self, Durability, Severity, StepKind, StepOutcome},
+};
+
+/// What is known of one superblock beyond its mounts.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// empty if nobody knows
+    pub uuid: String,
+    /// the block device as the kernel names it ("vda1", "dm-0"), or "tmpfs:/run"
+    pub disk: String,
+    pub durability: Durability,
+    pub evidence: Vec<proto::Evidence>,
+    pub used_bytes: u64,
+    /// ext2/3/4: what its superblock said when it was read
+    pub ext: Option<superblock::Ext>,
+    /// the devices below it, and how each may be named by a caller's scope
+    pub leaves: Vec<Leaf>,
+    /// a file system that cannot be frozen is open for writing
+    pub open_for_writing: bool,
+}
+
+/// A disk at the bottom of the block graph.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Leaf {
+    /// every kernel name that means this disk: its own and those of its partitions in use
+    pub names: Vec<String>,
+    pub serial: String,
+    pub wwn: String,
+    pub pci_address: String,
+    pub nguid: String,
+}
+
+/// What the plan is made from.
+pub struct Inputs<'a> {
+    pub superblocks: &'a [Superblock],
+    pub facts: &'a BTreeMap<Dev, Facts>,
+    /// (inner, outer)
+    pub lies_on: &'a [(Dev, Dev)],
+    pub filesystems: &'a config::Filesystems,
+    pub policy: TransientPolicy,
+    pub spec: &'a proto::HoldSpec,
+}
+
+/// What a hold will do to file systems.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// indices into the superblocks: frozen, or (not freezable) flushed; the warden's targets in this order
+    pub targets: Vec<Planned>,
+    /// indices into `targets` to freeze, innermost level first
+    pub levels: Vec<Vec<usize>>,
+    /// one per file system, held or not, each with its reason
+    pub steps: Vec<proto::Step>,
+    pub coverage: Vec<proto::Coverage>,
+    pub problems: Vec<proto::Problem>,
+    /// every file system in scope will be frozen
+    pub complete: bool,
+    /// why a hold with this plan must not begin; the first is what the caller is told
+    pub refusals: Vec<Refusal>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Planned {
+    /// index into the superblocks
+    pub superblock: usize,
+    pub freeze: bool,
+}
+
+/// What happens to one file system.
+enum Fate {
+    Freeze,
+    Flush {
+        lowers: bool,
+    },
+    /// left alone; `lowers` if it should have been held
+    Skip {
+        reason: String,
+        lowers: bool,
+        hint: &'static str,
+    },
+}
+
+/// Works out the plan.
+///
+/// # Errors
+/// A mount point or disk that does not exist, or is out of scope. Everything else is in the plan's `refusals`.
+pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
+    let scope = Scope::new(inputs)?;
+    let mut plan = Plan { complete: true, ..Plan::default() };
+    let mut fates: Vec<Fate> = inputs.superblocks.iter().map(|s| scope.fate(s)).collect();
+    scope.hold_what_others_need(&mut fates);
+    for (index, (superblock, fate)) in inputs.superblocks.iter().zip(&fates).enumerate() {
+        let mut step = step_for(superblock, inputs.facts.get(&superblock.dev));
+        match fate {
+            Fate::Freeze => {
+                step.set_outcome(StepOutcome::Planned);
+                step.required = true;
+                plan.targets.push(Planned { superblock: index, freeze: true });
+            }
+            Fate::Flush { lowers } => {
+                step.set_outcome(StepOutcome::Planned);
+                step.reason = format!("{} has no freeze operation: flushed, not frozen", superblock.fs_type);
+                plan.targets.push(Planned { superblock: index, freeze: false });
+                if *lowers {
+                    plan.lower(&step.name, &step.reason, "exclude it in [filesystems] if it does not matter");
+                }
+            }
+            Fate::Skip { reason, lowers, hint } => {
+                step.set_outcome(StepOutcome::Skipped);
+                step.reason.clone_from(reason);
+                step.hint = (*hint).into();
+                if *lowers {
+                    plan.lower(&step.name, reason, hint);
+                }
+            }
+        }
+        plan.steps.push(step);
+        if superblock.kind != Kind::Pseudo {
+            plan.coverage.push(scope.coverage(superblock));
+        }
+    }
+    if !fates.iter().any(|f| matches!(f, Fate::Freeze)) {
+        plan.refusals.push(
+            Refusal::new(
+                RefusalKind::FailedPrecondition,
+                "NOTHING_TO_HOLD",
+                "hold: no file system in scope can be frozen",
+            )
+            .hint("`holdstill check` lists every file system with the reason it is left out"),
+        );
+    }
+    match levels(inputs, &plan.targets) {
+        Ok(levels) => plan.levels = levels,
+        Err(refusal) => plan.refusals.push(refusal),
+    }
+    plan.order_steps(inputs);
+    plan.at_risk(inputs, &scope);
+    Ok(plan)
+}
+
+impl Plan {
+    fn lower(&mut self, subject: &str, why: &str, hint: &str) {
+        self.complete = false;
+        self.problems.push(problem(Severity::Warning, "NOT_FROZEN", subject, &format!("{subject}: {why}"), hint));
+    }
+
+    /// Says what the snapshot will not contain, or refuses if the policy wants that.
+    fn at_risk(&mut self, inputs: &Inputs<'_>, scope: &Scope<'_>) {
+        let mut refused = Vec::new();
+        for superblock in inputs.superblocks {
+            // memory file systems are never in a disk snapshot and nobody expects them to be, nor a container's own
+            // disks; configured ones are named
+            let Some(facts) = inputs.facts.get(&superblock.dev) else { continue };
+            let named = facts.evidence.iter().any(|e| e.source == "config");
+            let lost = match facts.durability {
+                Durability::Transient | Durability::Mixed => match superblock.kind {
+                    Kind::Freezable | Kind::FlushOnly | Kind::Unknown => superblock.namespace.is_none() || named,
+                    Kind::Memory => named,
+                    Kind::Remote | Kind::Stacked | Kind::Image | Kind::Pseudo => false,
+                },
+                Durability::Unspecified | Durability::Unknown | Durability::Durable => false,
+            };
+            if !lost || scope.is_excluded(superblock) {
+                continue;
+            }
+            let mount = display(superblock);
+            let message = format!(
+                "{mount} is on a transient disk ({}): {} there will not be in the snapshot",
+                facts.disk,
+                // zero is "nobody could say": no file system is that empty
+                if facts.used_bytes == 0 { "what lies".into() } else { bytes(facts.used_bytes) }
+            );
+            let hint = "move what must survive to a durable disk, or copy it before the snapshot";
+            if inputs.policy == TransientPolicy::Refuse {
+                refused.push(message);
+                continue;
+            }
+            self.problems.push(problem(Severity::Warning, "TRANSIENT_DATA", &mount, &message, hint));
+        }
+        if !refused.is_empty() {
+            self.refusals.push(
+                Refusal::new(RefusalKind::FailedPrecondition, "TRANSIENT_DATA", refused.join("; "))
+                    .hint("move it, exclude it in [filesystems], or set `policy = \"warn\"` in [transient]"),
+            );
+        }
+    }
+
+    /// Steps as they will run: frozen ones innermost first, then flushed ones, then what is left out and why, with
+    /// what never holds data last.
+    fn order_steps(&mut self, inputs: &Inputs<'_>) {
+        let rank = |index: usize| {
+            let target = self.targets.iter().position(|t| t.superblock == index);
+            let level = target.and_then(|t| self.levels.iter().position(|level| level.contains(&t)));
+            match (target, level) {
+                (Some(_), Some(level)) => level,
+                (Some(_), None) => usize::MAX - 2,
+                (None, _) if inputs.superblocks[index].kind == Kind::Pseudo => usize::MAX,
+                (None, _) => usize::MAX - 1,
+            }
+        };
+        let mut order: Vec<usize> = (0..self.steps.len()).collect();
+        order.sort_by_key(|index| rank(*index));
+        self.steps = order.into_iter().map(|index| self.steps[index].clone()).collect();
+    }
+}
+
+fn levels(inputs: &Inputs<'_>, targets: &[Planned]) -> Result<Vec<Vec<usize>>, Refusal> {
+    let frozen: BTreeMap<Dev, usize> = targets
+        .iter()
+        .enumerate()
+        .filter(|(_, t)| t.freeze)
+        .map(|(index, t)| (inputs.superblocks[t.superblock].dev, index))
+        .collect();
+    let root = inputs
+        .superblocks
+        .iter()
+        .find(|s| s.namespace.is_none() && s.mounts.iter().any(|m| m == Path::new("/")))
+        .map(|s| s.dev)
+        .filter(|dev| frozen.contains_key(dev));
+    let devs: Vec<Dev> = frozen.keys().copied().collect();
+    order::levels(&devs, inputs.lies_on, root)
+        .map(|levels| levels.into_iter().map(|l| l.into_iter().map(|dev| frozen[&dev]).collect()).collect())
+        .map_err(|cycle| {
+            Refusal::new(
+                RefusalKind::FailedPrecondition,
+                "FILESYSTEM_CYCLE",
+                format!("order the file systems: {cycle}"),
+            )
+            .hint("exclude one of them in [filesystems]")
+        })
+}
+
+fn step_for(superblock: &Superblock, facts: Option<&Facts>) -> proto::Step {
+    let mount = display(superblock);
+    let name = match superblock.namespace {
+        Some(pid) => format!("fs:{mount}@pid{pid}"),
+        None => format!("fs:{mount}"),
+    };
+    proto::Step {
+        name,
+        kind: StepKind::Filesystem.into(),
+        detail: Some(proto::step::Detail::Filesystem(proto::Filesystem {
+            mount,
+            r#type: superblock.fs_type.clone(),
+            uuid: facts.map(|f| f.uuid.clone()).unwrap_or_default(),
+            source: superblock.source.clone(),
+            major: superblock.dev.major,
+            minor: superblock.dev.minor,
+            flushed_bytes: 0,
+        })),
+        ..Default::default()
+    }
+}
+
+/// The mount point people know it by: where it is opened, else the first.
+pub fn display(superblock: &Superblock) -> String {
+    superblock
+        .open_at
+        .as_ref()
+        .map(|m| &m.path)
+        .or_else(|| superblock.mounts.first())
+        .map_or_else(|| superblock.dev.to_string(), |m| m.display().to_string())
+}
+
+pub fn problem(severity: Severity, code: &str, subject: &str, message: &str, hint: &str) -> proto::Problem {
+    proto::Problem {
+        severity: severity.into(),
+        code: code.into(),
+        subject: subject.into(),
+        message: message.into(),
+        hint: hint.into(),
+    }
+}
+
+/// "1.2 GiB", for people.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["bytes", "KiB", "MiB", "GiB", "TiB"];
+    #[expect(clippy::cast_precision_loss, reason = "one decimal is shown")]
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{count} bytes") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests;
