@@ -62,7 +62,10 @@ fn lsn(text: &str) -> Option<u64> {
 /// The end of the log, which recovery tells in the line before it is done: "invalid record length at 0/1A2B3C8: …".
 fn recovered_to(log: &str) -> Option<String> {
     let (before, _) = log.split_once("redo done at").or_else(|| log.split_once("redo is not required"))?;
-    let at = before.rsplit_once(" at ")?.1;
-    let end = at.find(|c: char| c != '/' && !c.is_ascii_hexdigit())?;
-    Some(at[..end].to_owned())
+    let position = |(at, _): (usize, &str)| {
+        let text = before[at..].trim_start_matches(" at ");
+        let end = text.find(|c: char| c != '/' && !c.is_ascii_hexdigit())?;
+        lsn(&text[..end]).map(|_| text[..end].to_owned())
+    };
+    before.rmatch_indices(" at ").find_map(position)
 }

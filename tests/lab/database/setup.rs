@@ -85,8 +85,9 @@ pub fn initialise(
 fn bootstrap(programs: &Programs) -> String {
     let mut sql = "create database if not exists mysql;\nuse mysql;\nSET @auth_root_socket='root';\n".to_owned();
     for script in ["system_tables", "performance_tables", "system_tables_data", "sys_schema"] {
-        // the newer name first; the oldest has no sys schema
-        let files = ["mariadb", "mysql"].map(|by| programs.seen(&format!("/usr/share/mysql/{by}_{script}.sql")));
+        // the newer names first; the oldest has no sys schema
+        let files = ["mariadb/mariadb", "mysql/mariadb", "mysql/mysql"]
+            .map(|name| programs.seen(&format!("/usr/share/{name}_{script}.sql")));
         sql.extend(files.iter().find_map(|file| fs::read_to_string(file).ok()));
     }
     sql
