@@ -133,7 +133,7 @@ fn a_database_on_its_default_socket_is_found(lab: &Lab) {
     let server = lab.server(Engine::Postgresql, &disk, Durability::Full);
     std::fs::create_dir_all("/run/postgresql").expect("memory");
     // where Debian's packages put it
-    let link = std::os::unix::fs::symlink(&server.socket, "/run/postgresql/.s.PGSQL.5432");
+    let link = std::os::unix::fs::symlink(server.socket(), "/run/postgresql/.s.PGSQL.5432");
     link.expect("nothing else is in this world");
     let daemon = lab.daemon(&[&disk]).set("databases.discover", true).start();
     let report = daemon.freeze(&["--for", "20s"]);

@@ -85,9 +85,10 @@ pub fn main_side_by_side(facts: &[&'static [Fact]], side_by_side: usize) -> Exit
         ["--lab-init", dir, name] => world::init(Path::new(dir), name),
         ["--lab-fact", name] => harness::run_fact(&facts, name),
         ["--lab-writer", file, progress] => writer::write_forever(Path::new(file), Path::new(progress)),
-        ["--lab-ledger", engine, socket, progress] => {
-            database::ledger_forever(engine, Path::new(socket), Path::new(progress))
+        ["--lab-ledger", engine, address, progress, sql] => {
+            database::ledger::repeat_forever(engine, address, Path::new(progress), sql)
         }
+        ["--lab-enter", place @ ..] => database::enter::enter(place),
         _ => harness::main(&facts, &args, side_by_side),
     }
 }
