@@ -22,19 +22,19 @@ pub const LOCKER: &str = "--locker";
 
 pub fn install(lab: &Lab, server: &Server<'_>) -> PathBuf {
     let dir = lab.memory_dir("hook");
-    let script = match server.engine {
+    let script = match server.engine() {
         Engine::Postgresql => format!(
             "[ \"$1\" = freeze ] || exit 0\npsql -qXU postgres -h {} -c CHECKPOINT postgres\n",
-            server.socket.parent().expect("a file").display()
+            server.socket().parent().expect("a file").display()
         ),
-        Engine::Mariadb => format!(
+        Engine::Mariadb | Engine::Mysql => format!(
             "cd {dir}\nif [ \"$1\" = freeze ]; then\n\
              rm -f locked unlock\n{exe} {LOCKER} {socket} {dir} >/dev/null 2>&1 &\n\
              while [ ! -e locked ]; do sleep 0.005; done\n\
              else\ntouch unlock\nwhile [ -e locked ]; do sleep 0.005; done\nfi\n",
             dir = dir.display(),
             exe = std::env::current_exe().expect("/proc is mounted").display(),
-            socket = server.socket.display(),
+            socket = server.socket().display(),
         ),
     };
     let path = dir.join("hook");

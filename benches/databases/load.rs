@@ -27,9 +27,9 @@ const ACCOUNTS: u64 = 10_000;
 
 /// The tables the load works on.
 pub fn prepare(server: &Server<'_>) {
-    match server.engine {
+    match server.engine() {
         Engine::Postgresql => drop(tool(pgbench(server).args(["-i", "-s", "5", "-q"]))),
-        Engine::Mariadb => {
+        Engine::Mariadb | Engine::Mysql => {
             server.query("CREATE DATABASE bench");
             server.query("CREATE TABLE bench.accounts (id INT PRIMARY KEY, balance BIGINT NOT NULL) ENGINE=InnoDB");
             server.query("CREATE TABLE bench.history (id INT, moved INT, at TIMESTAMP) ENGINE=InnoDB");
@@ -43,7 +43,7 @@ fn pgbench(server: &Server<'_>) -> Command {
     let newest = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|v| v.path()).max();
     let program = newest.unwrap_or_default().join("bin/pgbench");
     let mut command = command(program.to_str().expect("ASCII"));
-    command.args(["-U", "postgres", "-h"]).arg(server.socket.parent().expect("a file")).arg("postgres");
+    command.args(["-U", "postgres", "-h"]).arg(server.socket().parent().expect("a file")).arg("postgres");
     command
 }
 
@@ -58,7 +58,7 @@ pub struct Load {
 impl Load {
     pub fn start(server: &Server<'_>, lab: &Lab) -> Load {
         let dir = lab.memory_dir("load");
-        let (mut command, told) = match server.engine {
+        let (mut command, told) = match server.engine() {
             Engine::Postgresql => {
                 let mut command = pgbench(server);
                 let clients = CLIENTS.to_string();
@@ -66,20 +66,20 @@ impl Load {
                 command.args(["-n", "-c", &clients, "-T", &seconds, "-l"]).arg("--log-prefix").arg(dir.join("log"));
                 (command, dir)
             }
-            Engine::Mariadb => {
+            Engine::Mariadb | Engine::Mysql => {
                 let exe = std::env::current_exe().expect("/proc is mounted");
                 let mut command = command(exe.to_str().expect("cargo's paths are UTF-8"));
-                command.arg(WRITER).arg(&server.socket);
+                command.arg(WRITER).arg(server.socket());
                 let told = dir.join("longest");
                 command.stdout(fs::File::create(&told).expect("memory"));
                 (command, told)
             }
         };
-        if server.engine == Engine::Postgresql {
+        if server.engine() == Engine::Postgresql {
             command.stdout(Stdio::null());
         }
         let child = command.stderr(Stdio::null()).spawn().expect("it is installed");
-        Load { child, told, engine: server.engine }
+        Load { child, told, engine: server.engine() }
     }
 
     /// Waits for its end.
@@ -94,7 +94,7 @@ impl Load {
                 let took = lines.lines().filter_map(|line| line.split(' ').nth(2)?.parse().ok());
                 Duration::from_micros(took.max().expect("there were transactions"))
             }
-            Engine::Mariadb => {
+            Engine::Mariadb | Engine::Mysql => {
                 let said = fs::read_to_string(&self.told).expect("memory");
                 Duration::from_nanos(said.trim().parse().expect("nanoseconds"))
             }
