@@ -10,6 +10,7 @@ mod lab;
 
 mod coordinates;
 mod editions;
+mod equipment;
 mod table;
 
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // the table is what the facts before it measured
-    let ended = lab::main(&[editions::FACTS, table::FACTS]);
+    let ended = lab::main(&[equipment::FACTS, editions::FACTS, table::FACTS]);
     if of_the_harness && table::update_wanted() {
         table::update();
     }
