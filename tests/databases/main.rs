@@ -11,6 +11,7 @@ mod lab;
 mod coordinates;
 mod editions;
 mod equipment;
+mod mount_root;
 mod table;
 
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // the table is what the facts before it measured
-    let ended = lab::main(&[equipment::FACTS, editions::FACTS, table::FACTS]);
+    let ended = lab::main(&[equipment::FACTS, editions::FACTS, mount_root::FACTS, table::FACTS]);
     if of_the_harness && table::update_wanted() {
         table::update();
     }
