@@ -9,6 +9,7 @@
 mod lab;
 
 mod coordinates;
+mod differences;
 mod editions;
 mod equipment;
 mod mount_root;
@@ -22,7 +23,7 @@ fn main() -> ExitCode {
         table::begin();
     }
     // the table is what the facts before it measured
-    let ended = lab::main(&[equipment::FACTS, editions::FACTS, mount_root::FACTS, table::FACTS]);
+    let ended = lab::main(&[equipment::FACTS, editions::FACTS, mount_root::FACTS, differences::FACTS, table::FACTS]);
     if of_the_harness && table::update_wanted() {
         table::update();
     }
