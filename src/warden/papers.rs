@@ -42,16 +42,18 @@ pub(super) enum NoPapers {
 }
 
 impl Papers {
-    /// Opens or makes both files below `root`, fills them with what says `prepared`, and syncs them and the directory.
+    /// Opens or makes both files below `root`, fills them with what says `prepared`, and syncs them. Of files that were
+    /// there only the content needs to be synced, which costs no journal commit, the directory not at all.
     pub(super) fn prepare(root: &OwnedFd, receipt: &Receipt) -> Result<Papers, NoPapers> {
         let directory = directory(root)?;
         let papers = Papers { json: file(&directory, JSON)?, state: file(&directory, STATE)? };
         let write = || {
+            let new = papers.json.metadata()?.len() == 0 || papers.state.metadata()?.len() == 0;
             fill(&papers.json, &receipt.json)?;
             fill(&papers.state, &receipt.prepared)?;
-            papers.json.sync_all()?;
-            papers.state.sync_all()?;
-            directory.sync_all()
+            papers.json.sync_data()?;
+            papers.state.sync_data()?;
+            if new { directory.sync_all() } else { Ok(()) }
         };
         write().map_err(|error| no_papers(DIRECTORY, &error))?;
         Ok(papers)

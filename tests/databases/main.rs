@@ -9,8 +9,11 @@
 mod lab;
 
 mod coordinates;
+mod differences;
 mod editions;
+mod equipment;
 mod hazards;
+mod mount_root;
 mod table;
 
 use std::process::ExitCode;
@@ -21,7 +24,14 @@ fn main() -> ExitCode {
         table::begin();
     }
     // the table is what the facts before it measured
-    let ended = lab::main(&[editions::FACTS, hazards::FACTS, table::FACTS]);
+    let ended = lab::main(&[
+        equipment::FACTS,
+        editions::FACTS,
+        mount_root::FACTS,
+        differences::FACTS,
+        hazards::FACTS,
+        table::FACTS,
+    ]);
     if of_the_harness && table::update_wanted() {
         table::update();
     }

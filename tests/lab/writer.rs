@@ -12,7 +12,9 @@ use std::{
     time::Duration,
 };
 
-use super::{Fs, Lab, command, finish, now, until};
+use nix::sys::signal::Signal;
+
+use super::{Fs, Lab, command, finish, now, process::signal, until};
 
 /// What a writer publishes, in this order, as native 64-bit words; times are CLOCK_MONOTONIC in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -115,6 +117,15 @@ impl Lab {
 impl Writer {
     pub fn progress(&self) -> Progress {
         Progress::read(&self.progress)
+    }
+
+    /// Writes nothing more until [`Writer::go_on`].
+    pub fn pause(&self) {
+        signal(self.child.id().cast_signed(), Signal::SIGSTOP);
+    }
+
+    pub fn go_on(&self) {
+        signal(self.child.id().cast_signed(), Signal::SIGCONT);
     }
 
     /// Nothing was written for a while.

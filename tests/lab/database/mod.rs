@@ -28,7 +28,7 @@ use super::{
     process::{self, until},
 };
 use edition::Programs;
-use options::{Bind, Place};
+use options::{Bind, Place, Root};
 use session::{Address, Session, limited};
 use setup::Dirs;
 
@@ -67,7 +67,13 @@ impl Lab {
     /// As [`Lab::server_of`], in a directory of the fact's choice; made if missing.
     pub fn server_in(&self, edition: &Edition, data: &Path, mut options: ServerOptions) -> Server<'_> {
         self.try_initialise(edition, data, &mut options).unwrap_or_else(|e| panic!("{e}"));
-        self.serve_of(edition, data, options)
+        let root = options.root;
+        let server = self.serve_of(edition, data, options);
+        // not while initialising: MySQL loads no plugins then
+        if root == Root::AuthSocket && edition.engine == Engine::Mysql {
+            server.query("ALTER USER root@localhost IDENTIFIED WITH auth_socket");
+        }
+        server
     }
 
     /// Only initialises: for data directories that an engine may refuse.
@@ -112,7 +118,7 @@ impl Lab {
         if answers && !ended {
             return Ok(server);
         }
-        Err(format!("{} did not come up on {}:\n{}", edition.title(), data.display(), server.log()))
+        Err(format!("{} did not come up on {}:\n{}", edition.title(), data.display(), server.log_tail()))
     }
 
     fn programs(&self, edition: &Edition) -> Programs {
@@ -185,6 +191,13 @@ impl Server<'_> {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// The end of its log, for people.
+    fn log_tail(&self) -> String {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
     /// The process whose death takes the whole server along.
     pub fn pid(&self) -> i32 {
         self.pid
@@ -224,7 +237,7 @@ impl Server<'_> {
     /// # Panics
     /// The server says no, or does not answer within 10 s.
     pub fn query(&self, sql: &str) -> Vec<String> {
-        self.try_query(sql).unwrap_or_else(|e| panic!("{sql}: {e}\n{}", self.log()))
+        self.try_query(sql).unwrap_or_else(|e| panic!("{sql}: {e}\n{}", self.log_tail()))
     }
 
     pub fn try_query(&self, sql: &str) -> Result<Vec<String>, String> {
@@ -258,7 +271,7 @@ impl Server<'_> {
 impl Drop for Server<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("---- {}'s log ----\n{}----", self.edition.title(), self.log());
+            eprintln!("---- {}'s log ----\n{}----", self.edition.title(), self.log_tail());
         }
         process::signal(self.pid(), Signal::SIGCONT);
         // PostgreSQL: fast shutdown; the others: SIGTERM is their shutdown

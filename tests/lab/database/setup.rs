@@ -55,18 +55,13 @@ pub fn initialise(
             command.arg("--no-defaults").arg("--initialize-insecure").args(of_mysql(edition.engine, dirs, options));
             // nothing of it has to survive a crash
             command.args(["--innodb-flush-log-at-trx-commit=0", "--loose-skip-innodb-doublewrite", "--skip-log-bin"]);
-            if options.root == Root::AuthSocket {
-                let file = memory.join("first.sql");
-                fs::write(&file, "ALTER USER root@localhost IDENTIFIED WITH auth_socket;\n").expect("memory");
-                command.arg("--plugin-load-add=auth_socket.so").arg(format!("--init-file={}", file.display()));
-            }
         }
         // what mariadb-install-db does; that one also wants tools of the client packages
         Engine::Mariadb => {
             command.args(["--no-defaults", "--bootstrap", "--log-warnings=0", "--max-allowed-packet=8M"]);
             command.args(of_mysql(edition.engine, dirs, options));
             let file = memory.join("bootstrap.sql");
-            fs::write(&file, bootstrap(programs)).expect("memory");
+            fs::write(&file, bootstrap(programs, options.listens)).expect("memory");
             command.stdin(File::open(&file).expect("just written"));
         }
     }
@@ -81,9 +76,14 @@ pub fn initialise(
     Err(format!("{} ended with {status:?}:\n{}", program.display(), fs::read_to_string(said).unwrap_or_default()))
 }
 
-/// `root` on this machine is `root` in the server, without a password (unix_socket), as Debian sets it up.
-fn bootstrap(programs: &Programs) -> String {
-    let mut sql = "create database if not exists mysql;\nuse mysql;\nSET @auth_root_socket='root';\n".to_owned();
+/// `root` on this machine is `root` in the server, without a password (unix_socket), as Debian sets it up; on a port
+/// without anything.
+fn bootstrap(programs: &Programs, listens: Listens) -> String {
+    let mut sql = "create database if not exists mysql;\nuse mysql;\n".to_owned();
+    match listens {
+        Listens::Socket => sql.push_str("SET @auth_root_socket='root';\n"),
+        Listens::Port => {}
+    }
     for script in ["system_tables", "performance_tables", "system_tables_data", "sys_schema"] {
         // the newer names first; the oldest has no sys schema
         let files = ["mariadb/mariadb", "mysql/mariadb", "mysql/mysql"]
