@@ -183,8 +183,8 @@ async fn a_server_that_cannot_be_put_into_backup_mode_says_what_would_help() {
 async fn a_small_role_is_told_the_exact_grant_and_needs_no_more() {
     let server = Server::start(&[]);
     let application = server.client().await;
-    let role = "CREATE ROLE keeper LOGIN PASSWORD 'right'; GRANT pg_monitor TO keeper";
-    application.batch_execute(role).await.expect("created");
+    server.keeper().await;
+    application.batch_execute("GRANT pg_monitor TO keeper").await.expect("granted");
     let password_file: Option<PathBuf> = Some(password_file(&server.place, "right\n"));
     let target = Target {
         user: Some("keeper".to_owned()),

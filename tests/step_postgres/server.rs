@@ -108,6 +108,17 @@ impl Server {
         client_at(&self.socket(), &self.place).await
     }
 
+    pub async fn major(&self) -> u32 {
+        let version = self.client().await.query_one("SHOW server_version_num", &[]).await.expect("told");
+        version.get::<_, String>(0).parse::<u32>().expect("a number") / 10_000
+    }
+
+    /// A role called keeper, whose password is `right`.
+    pub async fn keeper(&self) {
+        let role = "SET password_encryption = 'scram-sha-256'; CREATE ROLE keeper LOGIN PASSWORD 'right'";
+        self.client().await.batch_execute(role).await.expect("created");
+    }
+
     /// The process that serves the one session of ours.
     pub async fn our_backend(&self) -> nix::unistd::Pid {
         let client = self.client().await;

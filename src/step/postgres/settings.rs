@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use tokio_postgres::error::SqlState;
+
 use super::{
-    super::database::{Deadline, Logs, coordinate},
+    super::database::{Deadline, Failed, Logs, coordinate},
     connect::{Login, Refused, text},
 };
 use crate::proto::{Coordinate, Severity};
@@ -49,8 +51,8 @@ pub(super) struct Settings {
     values: BTreeMap<String, String>,
     /// set to `off` for some role or database
     relaxed_for_some: bool,
-    /// the segment that could not be archived last, if archiving fails
-    not_archived: Option<String>,
+    /// segments that wait to be archived for longer than a minute: how many, and the first of them
+    not_archived: Option<(String, String)>,
 }
 
 impl Settings {
@@ -75,17 +77,10 @@ impl Settings {
         );
         let rows = login.rows(deadline, &sql).await?;
         let values = rows.iter().map(|row| (text(row, "name").to_owned(), text(row, "value").to_owned())).collect();
-        let row = login
-            .row(
-                deadline,
-                "SELECT EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS s (one)
-                                WHERE one = 'synchronous_commit=off')::text AS relaxed,
-                        (SELECT last_failed_wal FROM pg_stat_archiver
-                         WHERE last_failed_time > coalesce(last_archived_time, '-infinity')) AS not_archived",
-            )
-            .await?;
-        let not_archived = Some(text(&row, "not_archived").to_owned()).filter(|wal| !wal.is_empty());
-        Ok(Settings { values, relaxed_for_some: text(&row, "relaxed") == "true", not_archived })
+        let relaxed = "SELECT EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS s (one)
+                                      WHERE one = 'synchronous_commit=off')::text AS relaxed";
+        let relaxed_for_some = text(&login.row(deadline, relaxed).await?, "relaxed") == "true";
+        Ok(Settings { values, relaxed_for_some, not_archived: not_archived(login, deadline).await? })
     }
 
     pub(super) fn is(&self, name: &str, value: &str) -> bool {
@@ -134,11 +129,16 @@ impl Settings {
                 "keep log_directory off the held disks, or log to syslog or stderr",
             );
         }
-        if let Some(segment) = &self.not_archived {
+        if let Some((count, first)) = &self.not_archived {
             let message = format!(
-                "its log is not being archived: {segment} failed last, so recovery from the archive ends there"
+                "its log is not being archived: {count} segments wait for longer than a minute, from {first} on"
             );
-            say(Severity::Note, "ARCHIVE_FAILS", &message, "see archive_command and the server's log");
+            say(
+                Severity::Note,
+                "ARCHIVE_FAILS",
+                &message,
+                "see archive_command and the server's log; a restore to a later point needs them",
+            );
         }
         if logs == Logs::AfterThaw && matches!(self.kept(), "" | "0") {
             let message = format!(
@@ -168,6 +168,21 @@ impl Settings {
         !self.is("log_statement", "none")
             || !self.is("log_min_duration_statement", "-1")
             || !matches!(self.get("log_connections"), "" | "off")
+    }
+}
+
+/// Asks for what is waiting, not for what has failed: a command that hangs fails never. (And before 15, pg_stat_archiver
+/// asks a process that may be missing: measured, it then never answers.) `None` also if the role may not know.
+async fn not_archived(login: &Login, deadline: Deadline) -> Result<Option<(String, String)>, Refused> {
+    let sql = "SELECT count(*)::text AS count, min(name) AS first FROM pg_ls_archive_statusdir()
+               WHERE name LIKE '%.ready' AND modification < now() - interval '1min'";
+    match login.row(deadline, sql).await {
+        Ok(row) => {
+            let (count, first) = (text(&row, "count"), text(&row, "first").trim_end_matches(".ready"));
+            Ok(Some((count.to_owned(), first.to_owned())).filter(|_| count != "0"))
+        }
+        Err(Failed::Refused(error)) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
+        Err(failed) => Err(failed),
     }
 }
 
