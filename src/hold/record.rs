@@ -69,6 +69,14 @@ impl<'a> Told<'a> {
     }
 }
 
+/// Does it hold what a copy cannot be restored without? That is left out last.
+pub fn has_label(step: &proto::Step) -> bool {
+    match &step.detail {
+        Some(proto::step::Detail::Database(database)) => !database.backup_label.is_empty(),
+        Some(proto::step::Detail::Filesystem(_) | proto::step::Detail::Hook(_)) | None => false,
+    }
+}
+
 impl Records {
     pub fn new(hold_id: &str, surroundings: &Surroundings, wanted: bool) -> Records {
         let instance = &surroundings.instance;
@@ -158,6 +166,10 @@ impl Records {
         }
         short.coverage.clear();
         short.problems.clear();
+        short.steps.retain(has_label);
+        if let Some(bytes) = padded(Told::new(&short).text()) {
+            return bytes;
+        }
         short.steps.clear();
         padded(Told::new(&short).text())
             .unwrap_or_else(|| receipt::padded(&json!({"hold_id": self.hold_id}), record.size).unwrap_or_default())

@@ -17,6 +17,7 @@ mod guest_agent;
 mod idle;
 mod lab_itself;
 mod lets_go;
+mod logs_after_thaw;
 mod own_only;
 mod private_root;
 mod receipts;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         receipts::FACTS,
         self_protection::FACTS,
         databases::FACTS,
+        logs_after_thaw::FACTS,
         private_root::FACTS,
         write_back::FACTS,
         idle::FACTS,

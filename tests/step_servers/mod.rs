@@ -54,9 +54,13 @@ impl Place {
 
     /// Starts it, with its output in `log`.
     pub fn start(&self, program: &Path, args: &[String]) -> Running {
+        self.run(self.command(program).args(args))
+    }
+
+    /// As `start`, for a command made otherwise.
+    pub fn run(&self, command: &mut Command) -> Running {
         let log = fs::File::create(self.path("log")).expect("created");
-        let mut command = self.command(program);
-        command.args(args).stdout(log.try_clone().expect("duplicated")).stderr(log);
+        command.stdout(log.try_clone().expect("duplicated")).stderr(log);
         Running { child: command.spawn().expect("setpriv is part of util-linux"), log: self.path("log") }
     }
 }

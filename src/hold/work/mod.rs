@@ -153,7 +153,24 @@ impl<'a> Work<'a> {
     }
 }
 
+/// Puts what a session says into its step. Where the files are only the survey knows.
+fn tell(step: &mut proto::Step, mut database: proto::Database) {
+    if let Some(proto::step::Detail::Database(before)) = step.detail.as_mut() {
+        database.paths = std::mem::take(&mut before.paths);
+    }
+    step.detail = Some(proto::step::Detail::Database(database));
+}
+
 impl Held {
+    /// What it is worth if it could not be held: the engine recovers from one instant, but not from data of one and a log
+    /// of another.
+    fn unheld(&self) -> Claim {
+        match &self.session {
+            Some(session) if session.in_backup_mode() => Claim::Uncovered,
+            Some(_) | None => Claim::Recoverable,
+        }
+    }
+
     /// Runs statements on the session. Dropped in the middle, the session is never spoken to again.
     async fn statement<T>(
         &mut self,

@@ -94,7 +94,8 @@ impl Work<'_> {
             report.set_consistency(Consistency::None);
         });
         self.undos.push(Undo::Sessions);
-        for db in databases {
+        for mut db in databases {
+            db.session.name(&self.id);
             let claim = if db.covered { db.session.describe().claim() } else { Claim::Uncovered };
             self.databases.push(Held {
                 step: format!("db:{}", db.target.name),

@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{STUCK_HINT, Undo, Work};
+use super::{STUCK_HINT, Undo, Work, tell};
 use crate::{
     failpoint,
     hold::{
@@ -82,7 +82,7 @@ impl Work<'_> {
             db.claim = described.claim();
             self.publisher.step(&db.step, |step| {
                 step.set_outcome(StepOutcome::Done);
-                step.detail = Some(proto::step::Detail::Database(described));
+                tell(step, described);
             });
         }
         Ok(())
@@ -90,10 +90,18 @@ impl Work<'_> {
 
     /// A required one fails the hold; any other lowers the level, loudly.
     pub(super) fn database_failed(&mut self, step: &str, required: bool, error: &database::Error) -> Result<(), End> {
+        let mut claim = Claim::Recoverable;
+        if let Some(db) = self.databases.iter_mut().find(|db| db.step == step) {
+            claim = db.unheld();
+            db.claim = claim;
+        }
         self.publisher.step(step, |s| {
             s.set_outcome(StepOutcome::Failed);
             s.reason = error.to_string();
             s.hint.clone_from(&error.hint);
+            if let Some(proto::step::Detail::Database(database)) = s.detail.as_mut() {
+                database.set_claim(claim);
+            }
         });
         if required {
             return Err(End::failed(error.to_string(), error.hint.clone()));
@@ -101,9 +109,6 @@ impl Work<'_> {
         self.achieved.capped = true;
         let message = error.to_string();
         self.publisher.problem(problem(Severity::Warning, "DATABASE_NOT_HELD", step, &message, &error.hint));
-        if let Some(db) = self.databases.iter_mut().find(|db| db.step == step) {
-            db.claim = Claim::Recoverable;
-        }
         Ok(())
     }
 

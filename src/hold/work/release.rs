@@ -5,13 +5,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{Held, STUCK_HINT, Undo, Work};
+use super::{Held, STUCK_HINT, Undo, Work, tell};
 use crate::{
     failpoint,
     hold::{
         admit,
         end::End,
         plan::problem,
+        record,
         report::span,
         survey::{self, level_text},
     },
@@ -23,9 +24,12 @@ use crate::{
 
 /// After the thaw nobody waits on a disk any more, but a lock is still held: a database gets this long to prove.
 const PROVE_LIMIT: Duration = Duration::from_secs(5);
+/// Without the end of its backup a copy is worth nothing, and nobody waits for it but whoever asked to let go.
+const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// A session that holds nothing is closed politely, within this.
 const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 const TESTIFY_LIMIT: Duration = Duration::from_secs(2);
+const FLUSH_LIMIT: Duration = Duration::from_secs(5);
 
 impl Work<'_> {
     /// Lets go of everything: file systems first and unconditionally, then databases, hooks, receipts. Never fails;
@@ -147,7 +151,7 @@ impl Work<'_> {
                     s.set_outcome(StepOutcome::Undone);
                 }
                 if let Some(proof) = &proof {
-                    s.detail = Some(proto::step::Detail::Database(proof.database.clone()));
+                    tell(s, proof.database.clone());
                 }
             });
             if let Some(problem) = proof.and_then(|p| p.problem) {
@@ -185,6 +189,10 @@ impl Work<'_> {
         let receipts = self.records.update(&report);
         if !receipts.is_empty() {
             self.warden.testify(receipts, !self.frozen, TESTIFY_LIMIT).await;
+            if report.steps.iter().any(record::has_label) {
+                // the receipt on the log volume has the label, and that volume is copied next
+                let _ = self.warden.flush(FLUSH_LIMIT).await;
+            }
         }
     }
 }
@@ -200,7 +208,8 @@ impl Held {
             let _ = session.release(CLOSE_LIMIT).await;
             return None;
         }
-        let proof = session.prove_and_release(PROVE_LIMIT).await;
+        let limit = if session.in_backup_mode() { STOP_LIMIT } else { PROVE_LIMIT };
+        let proof = session.prove_and_release(limit).await;
         self.claim = proof.database.claim();
         Some(proof)
     }

@@ -3,7 +3,6 @@
 //! The driver calls, in this order: [`Session::connect`] and [`Session::soften`] while preparing (nobody waits),
 //! [`Session::hold`] then [`Session::barrier`] while quiescing, [`Session::closed`] right after the last FIFREEZE,
 //! **no SQL while frozen**, and after the thaw [`Session::prove_and_release`].
-
 //!
 //! What the engines share lives here: addresses, the password file, limits, and the shape of what is reported.
 
@@ -14,7 +13,12 @@ mod secret;
 mod target;
 mod told;
 
-use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
+use std::{
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 pub(in crate::step) use self::{
     deadline::{Deadline, Failed, look},
@@ -110,6 +114,14 @@ impl Session {
         self.own_socket().try_clone()
     }
 
+    /// Says which hold this is, before [`Session::soften`]: a backup is named after it.
+    pub fn name(&mut self, hold_id: &str) {
+        match &mut self.engine {
+            Held::Postgres(session) => session.name(hold_id),
+            Held::Mysql(_) => {}
+        }
+    }
+
     fn own_socket(&self) -> &OwnedFd {
         ask!(&self.engine, session => session.socket())
     }
@@ -177,6 +189,39 @@ impl Session {
     /// symbolic link (`pg_wal` often is): resolve it in the server's view.
     pub fn places(&self) -> Vec<Place> {
         ask!(&self.engine, session => session.places().to_vec())
+    }
+
+    /// Where it writes its log messages, as the server sees it: whoever logs a lot waits while that is frozen. Not needed
+    /// in a copy.
+    pub fn logs(&self) -> Vec<PathBuf> {
+        match &self.engine {
+            Held::Postgres(session) => session.logs().to_vec(),
+            Held::Mysql(_) => Vec::new(),
+        }
+    }
+
+    /// The data directory, as the server sees it (PostgreSQL).
+    pub fn data_directory(&self) -> Option<PathBuf> {
+        match &self.engine {
+            Held::Postgres(session) => session.data_directory().map(Path::to_owned),
+            Held::Mysql(_) => None,
+        }
+    }
+
+    /// What [`postgres::system_identifier_of`] must find in its data directory, if these are its files (PostgreSQL).
+    pub fn system_identifier(&self) -> Option<u64> {
+        match &self.engine {
+            Held::Postgres(session) => session.system_identifier(),
+            Held::Mysql(_) => None,
+        }
+    }
+
+    /// Its log is copied after the thaw, so that its proof brings out what a restore cannot do without.
+    pub fn in_backup_mode(&self) -> bool {
+        match &self.engine {
+            Held::Postgres(session) => session.in_backup_mode(),
+            Held::Mysql(_) => false,
+        }
     }
 
     /// Things the operator should know (statement logging on a frozen disk, relaxed durability …).
