@@ -9,6 +9,7 @@
 
 mod credentials;
 mod deadline;
+mod door;
 mod password;
 mod secret;
 mod target;
@@ -18,7 +19,7 @@ use std::{io, os::fd::OwnedFd, path::PathBuf, time::Duration};
 
 pub(in crate::step) use self::{
     deadline::{Deadline, Failed, look},
-    target::socket_file,
+    door::Door,
     told::{coordinate, elsewhere, remark, unproven},
 };
 pub use self::{

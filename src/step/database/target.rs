@@ -16,6 +16,8 @@ pub struct Target {
     pub name: String,
     pub engine: Engine,
     pub at: Address,
+    /// whose root directory a socket's path begins at; `None`: ours
+    pub seen_by: Option<i32>,
     pub user: Option<String>,
     /// read while connecting; must be owned by root or us and closed to others
     pub password_file: Option<PathBuf>,
@@ -87,6 +89,7 @@ impl Target {
             name: socket_name(engine, &socket),
             engine,
             at: Address::Socket(socket),
+            seen_by: None,
             user: None,
             password_file: None,
             password: None,
@@ -132,7 +135,7 @@ const PG_SOCKET: &str = ".s.PGSQL.";
 /// Do both lead to the same server? For joining what is configured with what is discovered; looks at the file system
 /// for links. (One server listening on two sockets shows only after connecting: by [`Session::server_pid`].)
 pub fn same_instance(a: &Target, b: &Target) -> bool {
-    if a.engine != b.engine {
+    if a.engine != b.engine || a.seen_by != b.seen_by {
         return false;
     }
     match (&a.at, &b.at) {
@@ -152,7 +155,7 @@ pub fn same_instance(a: &Target, b: &Target) -> bool {
 ///
 /// # Errors
 /// Nothing is there; it is neither; none or several lie in it.
-pub(in crate::step) fn socket_file(engine: Engine, path: &Path) -> io::Result<PathBuf> {
+pub(super) fn socket_file(engine: Engine, path: &Path) -> io::Result<PathBuf> {
     let kind = fs::metadata(path)?.file_type();
     if kind.is_socket() {
         return Ok(path.to_owned());

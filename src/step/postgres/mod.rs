@@ -11,10 +11,7 @@
 
 use std::{
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     time::Duration,
 };
@@ -32,12 +29,11 @@ use tokio_postgres::{
 };
 
 use super::database::{
-    Address, Deadline, Engine, Error, Failed, Logs, Place, Proof, Target, coordinate, elsewhere, look, remark,
-    socket_file, unproven,
+    Address, Deadline, Door, Error, Failed, Logs, Place, Proof, Target, coordinate, elsewhere, look, remark, unproven,
 };
 use crate::{
     proto::{self, Severity},
-    sys::{credentials, sockets},
+    sys::sockets,
 };
 
 /// The oldest major version that is held.
@@ -543,9 +539,9 @@ async fn open(target: &Target, deadline: Deadline) -> Result<Opened, Error> {
     let mut users = match (&target.user, &target.at) {
         (Some(user), _) => vec![user.clone()],
         (None, Address::Tcp { .. }) => vec!["postgres".to_owned()],
-        (None, Address::Socket(path)) => {
-            let path = path.clone();
-            let owner = look(deadline, move || owner_name(&path)).await;
+        (None, Address::Socket(_)) => {
+            let found = target.clone();
+            let owner = look(deadline, move || owner_name(&Door::find(&found)?)).await;
             owner.map_err(|failed| explain_io(target, "look at its socket", failed))?
         }
     }
@@ -572,8 +568,8 @@ async fn open(target: &Target, deadline: Deadline) -> Result<Opened, Error> {
 
 /// Whom to log in as by default: what the system calls the owner of the socket, then what everybody calls him (in a
 /// container, a uid has another name than here).
-fn owner_name(path: &std::path::Path) -> io::Result<Vec<String>> {
-    let uid = std::fs::metadata(socket_file(Engine::Postgresql, path)?)?.uid();
+fn owner_name(door: &Door) -> io::Result<Vec<String>> {
+    let (uid, _) = door.owner()?;
     let known = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
     let mut names: Vec<String> = known.into_iter().filter(|name| name != "root").collect();
     if !names.iter().any(|name| name == "postgres") {
@@ -585,16 +581,10 @@ fn owner_name(path: &std::path::Path) -> io::Result<Vec<String>> {
 /// Opens the connection itself: on a unix socket as its owner, if we may be anybody.
 async fn dial(target: &Target, deadline: Deadline) -> Result<(Box<dyn Stream>, OwnedFd), Error> {
     let opened: Result<(Box<dyn Stream>, OwnedFd), Failed<io::Error>> = match &target.at {
-        Address::Socket(path) => {
-            let (path, limit) = (path.clone(), deadline.left());
+        Address::Socket(_) => {
+            let (target, limit) = (target.clone(), deadline.left());
             let dialled = look(deadline, move || {
-                let path = socket_file(Engine::Postgresql, &path)?;
-                let owner = std::fs::metadata(&path)?;
-                let stream = if nix::unistd::geteuid().is_root() {
-                    credentials::connect_unix_as(&path, owner.uid(), owner.gid(), limit)?
-                } else {
-                    credentials::connect_unix(&path, limit)?
-                };
+                let stream = Door::find(&target)?.connect_as_owner(limit)?;
                 stream.set_nonblocking(true)?;
                 Ok(stream)
             });
