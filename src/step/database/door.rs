@@ -11,7 +11,7 @@ use std::{
 use super::{Address, Target, target::socket_file};
 use crate::sys::{
     credentials,
-    view::{Kind, Spot, View},
+    view::{FileId, Kind, Spot, View},
 };
 
 /// A socket, opened for its place alone.
@@ -57,6 +57,14 @@ impl Door {
     /// What the socket is called, by the server if it lives elsewhere.
     pub(in crate::step) fn name(&self) -> &Path {
         &self.name
+    }
+
+    /// Which file it is.
+    ///
+    /// # Errors
+    /// fstat(2)'s.
+    pub(in crate::step) fn id(&self) -> io::Result<FileId> {
+        self.socket.id()
     }
 
     /// uid and gid.
