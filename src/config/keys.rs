@@ -430,7 +430,8 @@ pub const SECTIONS: &[Section] = &[
                 name: "name",
                 kind: Kind::Text,
                 default: Default::Required("\"orders\""),
-                about: "Its step is db:NAME. Letters, digits and . _ - : only, at most 64.",
+                about: "Its step is db:NAME. Letters, digits and . _ - : @ / only, at most 128. Without socket and host, the name \
+                        of one that is found (see `check`) means that one: these are its settings.",
                 also: &["id"],
             },
             Key {

@@ -511,7 +511,7 @@ mod tests {
             ("[listen.tcp]\naddress = \"0.0.0.0:1\"", "it is missing"),
             ("[[database]]\nengine = \"mysql\"", "it is missing"),
             ("[[database]]\nname = \"a\"", "it is missing"),
-            ("[[database]]\nname = \"a/b\"\nengine = \"mysql\"", "\"a/b\" has other than letters"),
+            ("[[database]]\nname = \"a b\"\nengine = \"mysql\"", "\"a b\" has other than letters"),
             ("[[database]]\nname = \"a\"\nengine = \"oracle\"", "\"oracle\" is not one of"),
             ("[[database]]\nname = \"a\"\nengine = \"mysql\"\nport = 70000", "70000 is not from 1 to 65535"),
             ("[[database]]\nname = \"a\"\nengine = \"mysql\"\ntls = \"require\"", "\"require\" is not only \"off\""),

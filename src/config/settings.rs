@@ -380,12 +380,14 @@ fn databases(merged: &Fragment, view: &View<'_>, root: &Path) -> Result<Database
     for mut row in rows(merged, "database") {
         let name = row.required("name")?;
         let text = row.text("name")?.expect("required above");
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
-        if text.len() > 64 || !text.chars().all(plain) {
+        if text.len() > database::NAME_LIMIT || !text.chars().all(database::may_be_in_a_name) {
             return Err(row.invalid(
                 "name",
                 &name,
-                format!("\"{text}\" has other than letters, digits and . _ - : or is over 64 long"),
+                format!(
+                    "\"{text}\" has other than letters, digits and . _ - : @ / or is over {} long",
+                    database::NAME_LIMIT
+                ),
             ));
         }
         row.name = format!("database.{text}");
@@ -409,6 +411,7 @@ fn target(row: &View<'_>, name: String, root: &Path) -> Result<database::Target,
         database::Engine::Postgresql => 5432,
         database::Engine::Mysql => 3306,
     });
+    let mut place = database::Given::Told;
     let at = match (row.text("host")?, row.optional_path("socket")?) {
         (Some(_), Some(_)) => {
             let entry = row.required("host")?;
@@ -421,15 +424,20 @@ fn target(row: &View<'_>, name: String, root: &Path) -> Result<database::Target,
         }
         (Some(host), None) => database::Address::Tcp { host, port },
         (None, Some(path)) => database::Address::Socket(socket_file(engine, &path, port, root)),
-        (None, None) => database::Address::Socket(match engine {
-            database::Engine::Postgresql => PathBuf::from(format!("/run/postgresql/.s.PGSQL.{port}")),
-            database::Engine::Mysql => PathBuf::from("/run/mysqld/mysqld.sock"),
-        }),
+        (None, None) => {
+            place = database::Given::Guessed;
+            database::Address::Socket(match engine {
+                database::Engine::Postgresql => PathBuf::from(format!("/run/postgresql/.s.PGSQL.{port}")),
+                database::Engine::Mysql => PathBuf::from("/run/mysqld/mysqld.sock"),
+            })
+        }
     };
     Ok(database::Target {
         name,
         engine,
         at,
+        place,
+        seen_by: None,
         user: row.text("user")?,
         password_file: row.optional_path("password_file")?,
         password: None,

@@ -21,6 +21,7 @@ pub mod sysfs;
 pub mod tasks;
 pub mod transient;
 pub mod watchdogs;
+pub mod whereabouts;
 
 use std::{
     fmt,

@@ -15,4 +15,5 @@ pub mod process;
 pub mod run_child;
 pub mod sockets;
 pub mod table;
+pub mod view;
 pub mod writeback;

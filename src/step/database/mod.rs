@@ -4,11 +4,11 @@
 //! [`Session::hold`] then [`Session::barrier`] while quiescing, [`Session::closed`] right after the last FIFREEZE,
 //! **no SQL while frozen**, and after the thaw [`Session::prove_and_release`].
 //!
-//! What the engines share lives here: addresses, the password file, limits, and the shape of what is reported.
+//! What the engines share lives here: addresses, passwords, limits, and the shape of what is reported.
 
 mod credentials;
 mod deadline;
-mod password;
+mod door;
 mod secret;
 mod target;
 mod told;
@@ -20,14 +20,15 @@ use std::{
     time::Duration,
 };
 
+use self::credentials::Resolved;
 pub(in crate::step) use self::{
     deadline::{Deadline, Failed, look},
-    target::socket_file,
+    door::Door,
     told::{coordinate, elsewhere, remark, unproven},
 };
 pub use self::{
     secret::Secret,
-    target::{Address, Busy, Engine, Strategy, Target, same_instance},
+    target::{Address, Busy, Engine, Given, NAME_LIMIT, Strategy, Target, may_be_in_a_name, same_instance},
 };
 use super::{mysql, postgres};
 use crate::{proto, sys::sockets};
@@ -65,7 +66,7 @@ pub struct Place {
 }
 
 impl Place {
-    pub(in crate::step) fn new(purpose: &'static str, path: impl Into<PathBuf>) -> Place {
+    pub fn new(purpose: &'static str, path: impl Into<PathBuf>) -> Place {
         Place { purpose, path: path.into(), after_thaw: false }
     }
 }
@@ -74,6 +75,8 @@ impl Place {
 /// every lock, whatever it was doing.
 pub struct Session {
     engine: Held,
+    /// about the files its settings are from
+    remarks: Vec<proto::Problem>,
 }
 
 enum Held {
@@ -98,12 +101,21 @@ impl Session {
     /// Not reachable, not permitted, not this engine, an engine or version we cannot hold; each with its cure.
     pub async fn connect(target: &Target, logs: Logs, limit: Duration) -> Result<Session, Error> {
         let deadline = Deadline::after(limit);
-        let target = &credentials::resolve(target, deadline).await?;
-        let engine = match target.engine {
-            Engine::Postgresql => Held::Postgres(Box::new(postgres::Session::connect(target, logs, deadline).await?)),
-            Engine::Mysql => Held::Mysql(Box::new(mysql::Session::connect(target, deadline).await?)),
+        let Resolved { target, from, remarks } = credentials::resolve(target, deadline).await?;
+        let connected = match target.engine {
+            Engine::Postgresql => {
+                let session = postgres::Session::connect(&target, logs, deadline).await;
+                session.map(|session| Held::Postgres(Box::new(session)))
+            }
+            Engine::Mysql => {
+                let session = mysql::Session::connect(&target, deadline).await;
+                session.map(|session| Held::Mysql(Box::new(session)))
+            }
         };
-        Ok(Session { engine })
+        match connected {
+            Ok(engine) => Ok(Session { engine, remarks }),
+            Err(error) => Err(with_files(error, from.as_deref(), &remarks)),
+        }
     }
 
     /// A duplicate of the connection's socket, for the warden to shut down when we are gone.
@@ -185,6 +197,11 @@ impl Session {
         sockets::server_pid(self.own_socket())
     }
 
+    /// Whether the connection is to a port, so that the kernel cannot say whose.
+    pub fn is_over_tcp(&self) -> bool {
+        sockets::addresses(self.own_socket()).is_some()
+    }
+
     /// Everything that must be in the snapshot: data, WAL or redo, tablespaces …, as the server sees it. A path may be a
     /// symbolic link (`pg_wal` often is): resolve it in the server's view.
     pub fn places(&self) -> Vec<Place> {
@@ -226,8 +243,42 @@ impl Session {
 
     /// Things the operator should know (statement logging on a frozen disk, relaxed durability …).
     pub fn remarks(&self) -> Vec<proto::Problem> {
-        ask!(&self.engine, session => session.remarks().to_vec())
+        let mut remarks = self.remarks.clone();
+        remarks.extend(ask!(&self.engine, session => session.remarks().to_vec()));
+        remarks
     }
+
+    /// Files the server writes its log to, each with what to say if it lies on a file system that is frozen: a server
+    /// that cannot write its log may stop answering.
+    pub fn log_places(&self) -> Vec<LogPlace> {
+        match &self.engine {
+            Held::Postgres(_) | Held::Mysql(_) => Vec::new(),
+        }
+    }
+}
+
+/// A log of the server, and what it means if that log is frozen.
+#[derive(Debug, Clone)]
+pub struct LogPlace {
+    /// as the server sees it
+    pub path: PathBuf,
+    /// said only if the path lies on a file system of the hold
+    pub remark: proto::Problem,
+}
+
+/// Why a login failed may be in a file nobody here was told to read.
+fn with_files(mut error: Error, from: Option<&Path>, remarks: &[proto::Problem]) -> Error {
+    let mut add = |text: String| {
+        let join = if error.hint.is_empty() { "" } else { "; " };
+        error.hint = format!("{}{join}{text}", error.hint);
+    };
+    if let Some(path) = from {
+        add(format!("the password was taken from {}", path.display()));
+    }
+    for said in remarks {
+        add(said.message.clone());
+    }
+    error
 }
 
 /// How a session's hold ended.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::Secret;
+use super::{Door, Secret};
 
 /// An instance to hold: found on a default socket, or configured.
 #[derive(Debug, Clone)]
@@ -16,6 +16,10 @@ pub struct Target {
     pub name: String,
     pub engine: Engine,
     pub at: Address,
+    /// whether `at` was told or is only where this engine usually is
+    pub place: Given,
+    /// whose root directory a socket's path begins at; `None`: ours
+    pub seen_by: Option<i32>,
     pub user: Option<String>,
     /// read while connecting; must be owned by root or us and closed to others
     pub password_file: Option<PathBuf>,
@@ -68,6 +72,15 @@ pub enum Engine {
     Mysql,
 }
 
+/// Who says where an instance answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// the configuration, or the kernel
+    Told,
+    /// nobody: an option file or a service may, else it is the engine's default
+    Guessed,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Address {
     /// a unix socket file
@@ -83,10 +96,25 @@ impl Target {
     /// other socket has it. In /run (where distributions put them) `postgresql:5432` and `mysql:mysqld`, elsewhere with
     /// the directory: `postgresql:5432@/tmp`.
     pub fn discovered(engine: Engine, socket: PathBuf) -> Target {
+        Target::found(socket_name(engine, &socket), engine, Address::Socket(socket))
+    }
+
+    /// An instance found on a TCP port of this machine: `postgresql:5433@tcp`.
+    pub fn discovered_over_tcp(engine: Engine, host: String, port: u16) -> Target {
+        let name = match engine {
+            Engine::Postgresql => "postgresql",
+            Engine::Mysql => "mysql",
+        };
+        Target::found(format!("{name}:{port}@tcp"), engine, Address::Tcp { host, port })
+    }
+
+    fn found(name: String, engine: Engine, at: Address) -> Target {
         Target {
-            name: socket_name(engine, &socket),
+            name: as_a_name(&name),
             engine,
-            at: Address::Socket(socket),
+            at,
+            place: Given::Told,
+            seen_by: None,
             user: None,
             password_file: None,
             password: None,
@@ -118,8 +146,25 @@ fn socket_name(engine: Engine, socket: &Path) -> String {
     }
 }
 
+/// What a name may be made of and how long it may be: as in `[[database]]`, so that settings can be given for what is found.
+pub const NAME_LIMIT: usize = 128;
+
+pub fn may_be_in_a_name(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "._-:@/".contains(c)
+}
+
+/// Paths may hold anything; what a name may not hold becomes `_`, and its middle is left out if it is too long.
+fn as_a_name(text: &str) -> String {
+    let plain: String = text.chars().map(|c| if may_be_in_a_name(c) { c } else { '_' }).collect();
+    if plain.len() <= NAME_LIMIT {
+        return plain;
+    }
+    let half = NAME_LIMIT / 2 - 2;
+    format!("{}...{}", &plain[..half], &plain[plain.len() - half..])
+}
+
 /// /var/run is /run under its old name.
-fn without_var(path: &Path) -> PathBuf {
+pub(super) fn without_var(path: &Path) -> PathBuf {
     match path.strip_prefix("/var/run") {
         Ok(rest) => Path::new("/run").join(rest),
         Err(_) => path.to_owned(),
@@ -135,13 +180,18 @@ pub fn same_instance(a: &Target, b: &Target) -> bool {
     if a.engine != b.engine {
         return false;
     }
+    let file = |target: &Target| Door::find(target).and_then(|door| door.id());
+    if let (Ok(one), Ok(other)) = (file(a), file(b)) {
+        return one == other;
+    }
     match (&a.at, &b.at) {
+        // as far as names tell, in one view
         (Address::Socket(one), Address::Socket(other)) => {
             let place = |path: &Path| {
                 let file = socket_file(a.engine, path).unwrap_or_else(|_| path.to_owned());
                 fs::canonicalize(&file).unwrap_or_else(|_| without_var(&file))
             };
-            place(one) == place(other)
+            a.seen_by == b.seen_by && place(one) == place(other)
         }
         (Address::Tcp { .. }, Address::Tcp { .. }) => a.at == b.at,
         (Address::Socket(_), Address::Tcp { .. }) | (Address::Tcp { .. }, Address::Socket(_)) => false,
@@ -152,7 +202,7 @@ pub fn same_instance(a: &Target, b: &Target) -> bool {
 ///
 /// # Errors
 /// Nothing is there; it is neither; none or several lie in it.
-pub(in crate::step) fn socket_file(engine: Engine, path: &Path) -> io::Result<PathBuf> {
+pub(super) fn socket_file(engine: Engine, path: &Path) -> io::Result<PathBuf> {
     let kind = fs::metadata(path)?.file_type();
     if kind.is_socket() {
         return Ok(path.to_owned());
@@ -200,6 +250,15 @@ mod tests {
         assert_eq!(named(Engine::Postgresql, "/tmp/.s.PGSQL.5432"), "postgresql:5432@/tmp");
         assert_eq!(named(Engine::Mysql, "/run/mysqld/mysqld.sock"), "mysql:mysqld");
         assert_eq!(named(Engine::Mysql, "/var/lib/mysql/mysql.sock"), "mysql:mysql@/var/lib/mysql");
+    }
+
+    #[test]
+    fn every_discovered_name_can_be_configured() {
+        let odd = named(Engine::Mysql, "/srv/zweite Instanz/m\u{fc}.sock");
+        assert_eq!(odd, "mysql:m_@/srv/zweite_Instanz");
+        let long = named(Engine::Mysql, &format!("/{}/x.sock", "d".repeat(300)));
+        assert!(long.len() <= NAME_LIMIT && long.chars().all(may_be_in_a_name), "{long}");
+        assert_eq!(Target::discovered_over_tcp(Engine::Mysql, "127.0.0.1".into(), 3307).name, "mysql:3307@tcp");
     }
 
     #[test]

@@ -32,12 +32,11 @@ use mysql_async::{Conn, Opts, OptsBuilder, Row, prelude::Queryable};
 use tokio::{sync::Mutex, task::JoinSet, time::Instant};
 
 use super::database::{
-    Address, Deadline, Engine, Error, Failed, Place, Proof, Target, coordinate, elsewhere, look, remark, socket_file,
-    unproven,
+    Address, Deadline, Door, Error, Failed, Place, Proof, Target, coordinate, elsewhere, look, remark, unproven,
 };
 use crate::{
     proto::{self, Severity},
-    sys::{credentials::ShortPath, sockets},
+    sys::sockets,
 };
 
 /// Backup stages came with this version.
@@ -678,19 +677,14 @@ async fn open(target: &Target, user: &str, deadline: Deadline) -> Result<Link, E
     if let Some(password) = &target.password {
         options = options.pass(Some(password.reveal()));
     }
-    let (short, full) = match &target.at {
-        Address::Socket(path) => {
-            let path = path.clone();
-            let found = look(deadline, move || {
-                let path = std::fs::canonicalize(socket_file(Engine::Mysql, &path)?)?;
-                Ok((ShortPath::new(&path)?, path))
-            });
-            let (short, full) = found.await.map_err(|failed| io_error(CONNECT, failed))?;
-            let Some(text) = short.as_path().to_str() else {
-                return Err(problem("the path of its socket is not valid UTF-8".to_owned(), String::new()));
-            };
-            options = options.socket(Some(text));
-            (Some(short), full)
+    let (door, full) = match &target.at {
+        Address::Socket(_) => {
+            let target = target.clone();
+            let door = look(deadline, move || Door::find(&target)).await;
+            let door = door.map_err(|failed| io_error(CONNECT, failed))?;
+            options = options.socket(Some(door.path().display().to_string()));
+            let name = door.name().to_owned();
+            (Some(door), name)
         }
         Address::Tcp { host, port } => {
             options = options.ip_or_hostname(host).tcp_port(*port);
@@ -716,7 +710,7 @@ async fn open(target: &Target, user: &str, deadline: Deadline) -> Result<Link, E
             }
         })
         .await;
-    drop(short);
+    drop(door);
     match joined {
         Ok(conn) => match sockets::connected_since(&before, peer) {
             Ok(socket) => Ok(Link { conn: Some(conn), socket, awaiting: false }),

@@ -5,11 +5,7 @@
 
 use std::{
     io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
-    path::Path,
+    os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
@@ -26,10 +22,10 @@ use tokio_postgres::{
 };
 
 use super::{
-    super::database::{Address, Deadline, Engine, Error, Failed, Target, look, socket_file},
+    super::database::{Address, Deadline, Door, Error, Failed, Target, look},
     explain::{CONNECT, explain, explain_io},
 };
-use crate::sys::{credentials, sockets};
+use crate::sys::sockets;
 
 /// What a statement can fail with.
 pub(super) type Refused = Failed<tokio_postgres::Error>;
@@ -115,9 +111,9 @@ pub(super) async fn open(target: &Target, config: &Config, deadline: Deadline) -
     let mut users = match (&target.user, &target.at) {
         (Some(user), _) => vec![user.clone()],
         (None, Address::Tcp { .. }) => vec!["postgres".to_owned()],
-        (None, Address::Socket(path)) => {
-            let path = path.clone();
-            let owner = look(deadline, move || owner_names(&path)).await;
+        (None, Address::Socket(_)) => {
+            let found = target.clone();
+            let owner = look(deadline, move || owner_names(&Door::find(&found)?)).await;
             owner.map_err(|failed| explain_io(target, "look at its socket", failed))?
         }
     }
@@ -164,8 +160,8 @@ pub(super) async fn log_in(
 
 /// Whom to log in as by default: what the system calls the owner of the socket, then what everybody calls him (in a
 /// container, a uid has another name than here).
-fn owner_names(path: &Path) -> io::Result<Vec<String>> {
-    let uid = std::fs::metadata(socket_file(Engine::Postgresql, path)?)?.uid();
+fn owner_names(door: &Door) -> io::Result<Vec<String>> {
+    let (uid, _) = door.owner()?;
     let known = nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name);
     let mut names: Vec<String> = known.into_iter().filter(|name| name != "root").collect();
     if !names.iter().any(|name| name == "postgres") {
@@ -180,16 +176,10 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 /// Opens the connection itself: on a unix socket as its owner, if we may be anybody.
 async fn dial(target: &Target, deadline: Deadline) -> Result<(Box<dyn Stream>, OwnedFd), Error> {
     let opened: Result<(Box<dyn Stream>, OwnedFd), Failed<io::Error>> = match &target.at {
-        Address::Socket(path) => {
-            let (path, limit) = (path.clone(), deadline.left());
+        Address::Socket(_) => {
+            let (target, limit) = (target.clone(), deadline.left());
             let dialled = look(deadline, move || {
-                let path = socket_file(Engine::Postgresql, &path)?;
-                let owner = std::fs::metadata(&path)?;
-                let stream = if nix::unistd::geteuid().is_root() {
-                    credentials::connect_unix_as(&path, owner.uid(), owner.gid(), limit)?
-                } else {
-                    credentials::connect_unix(&path, limit)?
-                };
+                let stream = Door::find(&target)?.connect_as_owner(limit)?;
                 stream.set_nonblocking(true)?;
                 Ok(stream)
             });
