@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Whether MySQL is held by this version of holdstill.
-pub const MYSQL_IS_HELD: bool = false;
+pub const MYSQL_IS_HELD: bool = true;
 
 macro_rules! editions {
     ($($name:ident: $engine:ident $version:literal),* $(,)?) => {

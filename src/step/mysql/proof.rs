@@ -1,0 +1,187 @@
+//! After the thaw, on the session that held: did it hold to the end?
+//!
+//! ```text
+//!   end coordinates (writers still wait) ─▶ is the lock still there? ─▶ let go ─▶ start = end?
+//! ```
+//!
+//! A session keeps its locks until it releases them or ends, so a session that answers and has not released still
+//! holds. That alone is not taken for proof. Backup stages: END succeeds only for a session that is in a stage (else
+//! error 4146). MySQL: `performance_schema.metadata_locks` shows what our thread holds. MariaDB's global lock: entering
+//! a backup stage is refused to the session that has it (1223). Where none of these can be asked (MySQL 5.7 does not
+//! record locks by default), equal positions of the binary log must show that nothing was committed.
+//!
+//! Independently, under a lock that stops commits the binary log's positions must be the same before and after. InnoDB's
+//! LSN is no such witness: it moves with uncommitted writes and background work, `Com_commit` and `Handler_commit` with
+//! attempts and with reads.
+
+use super::{
+    Session,
+    coordinates::{moved, told, witness},
+    link::{Trouble, code, if_allowed},
+    locks::{END_WAIT, Lock},
+    strategy::Kind,
+    tables::Table,
+};
+use crate::{
+    proto::{self, Claim, Severity},
+    step::database::{Deadline, Proof, remark, unproven},
+};
+
+/// The session has the global read lock and may not enter a backup stage.
+const CONFLICTING_READ_LOCK: u16 = 1223;
+
+/// One lock our thread holds: (object type, schema, name, lock type).
+type Seen = [String; 4];
+
+/// What looking for the lock showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    Held,
+    Gone,
+    /// the server does not record it, or not for us
+    Unseen,
+}
+
+impl Session {
+    /// Looks whether what `kind` locks is locked.
+    pub(super) async fn sight(&mut self, kind: Kind, deadline: Deadline) -> Result<Sight, Trouble> {
+        if kind == Kind::FreezeOnly {
+            // Nothing is locked; that it answers is all there is to see.
+            self.link.run(deadline, "SELECT CONNECTION_ID()").await?;
+            return Ok(Sight::Held);
+        }
+        if self.server.is_mariadb() {
+            return self.sight_of_mariadb(kind, deadline).await;
+        }
+        let Some(thread) = &self.thread else { return Ok(Sight::Unseen) };
+        let locks = format!(
+            "SELECT OBJECT_TYPE, IFNULL(OBJECT_SCHEMA, ''), IFNULL(OBJECT_NAME, ''), LOCK_TYPE \
+             FROM performance_schema.metadata_locks WHERE OWNER_THREAD_ID = {thread} AND LOCK_STATUS = 'GRANTED'"
+        );
+        let Some(seen) = if_allowed(self.link.table(deadline, &locks).await)? else { return Ok(Sight::Unseen) };
+        Ok(seen_of(&seen, kind, self.server.has_instance_lock(), &self.tables.non_transactional))
+    }
+
+    async fn sight_of_mariadb(&mut self, kind: Kind, deadline: Deadline) -> Result<Sight, Trouble> {
+        if kind != Kind::GlobalLock || !self.server.has_stages() {
+            return Ok(Sight::Unseen);
+        }
+        match self.link.run(deadline, "BACKUP STAGE START").await {
+            Err(failed) if code(&failed) == Some(CONFLICTING_READ_LOCK) => Ok(Sight::Held),
+            Err(failed) => Err(failed),
+            Ok(()) => {
+                self.link.run(deadline, "BACKUP STAGE END").await?;
+                Ok(Sight::Gone)
+            }
+        }
+    }
+
+    pub(in crate::step) async fn prove_and_release(mut self, deadline: Deadline) -> Proof {
+        let name = self.target.name.clone();
+        let mut database = self.describe();
+        let Lock::Held(kind) = self.lock else {
+            self.close(deadline).await;
+            return unproven(&name, database, "its barrier was never reached");
+        };
+        if self.start.is_empty() {
+            self.let_go(deadline.at_most(END_WAIT)).await;
+            self.close(deadline).await;
+            return unproven(&name, database, "its barrier was never reached");
+        }
+        // Read while still locked, else the next commit would blur it; but writers are waiting.
+        let end = self.position(deadline.at_most(END_WAIT)).await;
+        let sight = match kind {
+            Kind::BackupStages => Ok(Sight::Held), // END will tell
+            Kind::InstanceLock | Kind::TableLocks | Kind::GlobalLock | Kind::FreezeOnly => {
+                self.sight(kind, deadline.at_most(END_WAIT)).await
+            }
+        };
+        let ended = match kind {
+            Kind::BackupStages => self.link.run(deadline.at_most(END_WAIT), "BACKUP STAGE END").await,
+            Kind::InstanceLock | Kind::TableLocks | Kind::GlobalLock | Kind::FreezeOnly => Ok(()),
+        };
+        if ended.is_ok() && kind == Kind::BackupStages {
+            self.lock = Lock::Nothing;
+        }
+        self.let_go(deadline.at_most(END_WAIT)).await;
+        let start = std::mem::take(&mut self.start);
+        let why = match (&end, sight, ended) {
+            (_, Err(failed), _) | (_, _, Err(failed)) => Some(self.error("prove", failed).why),
+            (_, Ok(Sight::Gone), _) => Some("the lock it held is gone".to_owned()),
+            (Err(_), _, _) => Some("its position could not be read".to_owned()),
+            (Ok(_), Ok(Sight::Held), Ok(())) => None,
+            (Ok(end), Ok(Sight::Unseen), Ok(())) => self.unseen(kind, end),
+        };
+        let end = end.unwrap_or_default();
+        database.end = told(&end);
+        let lowered = self.lowered.clone();
+        self.close(deadline).await;
+        if let Some(why) = why {
+            return unproven(&name, database, &why);
+        }
+        let key = moved(&start, &end).filter(|_| kind.stops_commits());
+        let Some(key) = key else { return Proof { database, problem: lowered } };
+        if database.claim() == Claim::Exact {
+            database.set_claim(Claim::Bounded);
+        }
+        let message = format!("the lock held, and yet {key} is not what it was: start and end only bracket the copy");
+        let hint = "see who may write past the lock";
+        Proof { database, problem: Some(remark(&name, Severity::Warning, "DATABASE_MOVED", message, hint)) }
+    }
+
+    /// The lock was seen after it was taken and cannot be seen now, or never could be.
+    fn unseen(&self, kind: Kind, end: &[proto::Coordinate]) -> Option<String> {
+        if self.seen {
+            return Some("its lock could be seen at the freeze, and cannot be seen now".to_owned());
+        }
+        match kind {
+            Kind::GlobalLock if !witness(end) => {
+                Some("the server does not show its locks, and has no binary log whose position would".to_owned())
+            }
+            Kind::GlobalLock | Kind::BackupStages | Kind::InstanceLock | Kind::TableLocks | Kind::FreezeOnly => None,
+        }
+    }
+}
+
+/// Are the locks of this kind among those our thread holds? A server that does not record locks shows none at all, not
+/// even the one for reading this table.
+fn seen_of(seen: &[Seen], kind: Kind, instance: bool, tables: &[Table]) -> Sight {
+    if seen.is_empty() {
+        return Sight::Unseen;
+    }
+    let has = |object: &str, lock: &str| seen.iter().any(|[o, _, _, l]| o == object && l == lock);
+    let table = |table: &Table| seen.iter().any(|[o, schema, name, _]| o == "TABLE" && table.is(schema, name));
+    let around = !instance || has("BACKUP LOCK", "SHARED");
+    let held = match kind {
+        Kind::InstanceLock => around,
+        Kind::TableLocks => around && tables.iter().all(table),
+        Kind::GlobalLock => around && has("GLOBAL", "SHARED") && has("COMMIT", "SHARED"),
+        Kind::BackupStages | Kind::FreezeOnly => return Sight::Unseen,
+    };
+    if held { Sight::Held } else { Sight::Gone }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(object: &str, schema: &str, name: &str, kind: &str) -> Seen {
+        [object, schema, name, kind].map(str::to_owned)
+    }
+
+    #[test]
+    fn a_lock_is_seen_whole_or_it_is_gone() {
+        let reading = lock("TABLE", "performance_schema", "metadata_locks", "SHARED_READ");
+        let backup = lock("BACKUP LOCK", "", "", "SHARED");
+        let global = lock("GLOBAL", "", "", "SHARED");
+        let commit = lock("COMMIT", "", "", "SHARED");
+        let all = [reading.clone(), backup.clone(), global.clone(), commit];
+        assert_eq!(seen_of(&all, Kind::GlobalLock, true, &[]), Sight::Held);
+        assert_eq!(seen_of(&all[..3], Kind::GlobalLock, true, &[]), Sight::Gone, "half a lock is none");
+        assert_eq!(seen_of(&all[2..], Kind::GlobalLock, true, &[]), Sight::Gone);
+        assert_eq!(seen_of(&all[2..], Kind::GlobalLock, false, &[]), Sight::Held, "5.7 has no instance lock");
+        assert_eq!(seen_of(&all[..2], Kind::InstanceLock, true, &[]), Sight::Held);
+        assert_eq!(seen_of(&[reading], Kind::InstanceLock, true, &[]), Sight::Gone);
+        assert_eq!(seen_of(&[], Kind::GlobalLock, true, &[]), Sight::Unseen, "nothing recorded is not nothing held");
+    }
+}
