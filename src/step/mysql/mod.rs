@@ -97,6 +97,16 @@ impl Session {
             self.let_go(Deadline::after(END_WAIT)).await;
             let less = kind.less(&self.server).filter(|_| waited_in_vain && self.target.busy == Busy::Degrade);
             let Some(less) = less.filter(|_| self.lock == Lock::Nothing) else { return Err(error) };
+            if kind.needs_a_second_session() && !self.server.is_mariadb() {
+                let message =
+                    "the lock failed behind a running statement: whoever needs the same tables waits until that ends";
+                self.say(
+                    Severity::Warning,
+                    "READERS_WAIT",
+                    message,
+                    "see \"Waiting for table flush\" in SHOW PROCESSLIST",
+                );
+            }
             self.degrade(less, &error.why);
         }
         Ok(())
