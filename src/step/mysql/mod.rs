@@ -129,7 +129,7 @@ impl Session {
         let logical = self.position(deadline).await.map_err(|failed| self.error("read the position of", failed))?;
         let flushed = flush::flush(&mut self.link, &self.server, deadline).await;
         self.flushed = flushed.map_err(|failed| self.error("flush", failed))?;
-        let physical = coordinates::physical(&mut self.link, &self.server, deadline).await;
+        let physical = coordinates::physical(&mut self.link, &self.server, self.may, deadline).await;
         let physical = physical.map_err(|failed| self.error("read the position of", failed))?;
         self.start = coordinates::identity(&self.settings).into_iter().chain(logical).chain(physical).collect();
         let counted = self.count_transactions(deadline).await;
