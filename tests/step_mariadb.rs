@@ -12,7 +12,7 @@ use std::{
 
 use holdstill::{
     proto::{Claim, Severity},
-    step::database::{Engine, Error, Logs, Session, Target},
+    step::database::{Busy, Engine, Error, Logs, Session, Target},
     sys::clock::monotonic,
 };
 use mysql_async::{Conn, OptsBuilder, prelude::Queryable};
@@ -284,13 +284,14 @@ async fn a_call_dropped_while_the_server_is_busy_lets_go_too() {
 }
 
 #[tokio::test]
-async fn what_is_in_the_way_makes_an_error_and_nothing_stays_locked() {
+async fn what_is_in_the_way_makes_an_error_if_that_is_wanted_and_nothing_stays_locked() {
     let server = Server::start(&[]);
     let mut application = with_table(&server).await;
     run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
     let mut busy = server.client().await;
     run(&mut busy, "LOCK TABLES app.m WRITE").await;
-    let mut session = connect(&server.target()).await;
+    let refuse = Target { busy: Busy::Refuse, ..server.target() };
+    let mut session = connect(&refuse).await;
     let error =
         session.hold("h1", Duration::from_secs(3)).await.expect_err("BLOCK_DDL waits for non-transactional writes");
     assert!(error.to_string().starts_with("hold database orders: Lock wait timeout"), "{error}");
@@ -299,12 +300,59 @@ async fn what_is_in_the_way_makes_an_error_and_nothing_stays_locked() {
     run(&mut busy, "UNLOCK TABLES").await;
 
     hold(&mut session, "h1").await;
-    let mut second = connect(&server.target()).await;
+    let mut second = connect(&refuse).await;
     second.hold("h2", Duration::from_secs(3)).await.expect_err("one backup at a time");
     second.release(LIMIT).await.expect("it held nothing");
     let writer = commits(application, A_MOMENT).await.expect_err("the first still holds");
     session.release(LIMIT).await.expect("released");
     writer.await.expect("commits go through");
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_leaves_the_freeze_and_that_is_said() {
+    let server = Server::start(&["log-bin=binlog", "sync-binlog=1"]);
+    let mut application = with_table(&server).await;
+    let mut first = connect(&server.target()).await;
+    hold(&mut first, "h1").await;
+    let mut second = connect(&server.target()).await;
+    second.hold("h2", LIMIT).await.expect("with less");
+    second.barrier("h2", LIMIT).await.expect("flushed");
+    let held = second.describe();
+    assert_eq!((held.strategy.as_str(), held.claim()), ("freeze-only", Claim::Bounded));
+    assert!(held.strategy_reason.contains("Lock wait timeout"), "{}", held.strategy_reason);
+    let remarks = second.remarks();
+    assert_eq!(codes(&remarks), ["HELD_WITH_LESS"]);
+    assert_eq!(
+        (second.prove_and_release(LIMIT).await.problem, first.prove_and_release(LIMIT).await.problem),
+        (None, None)
+    );
+
+    // Tables without transactions, and a statement on one that is not going to end soon.
+    run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+    let mut busy = server.client().await;
+    let id = number(&mut busy, "SELECT CONNECTION_ID()").await;
+    let running = tokio::spawn(async move {
+        let _ = busy.query_drop("INSERT INTO app.m SELECT SLEEP(30) FROM app.t WHERE i = 'nobody sees this'").await;
+        let _ = busy.query_drop("INSERT INTO app.m SELECT SLEEP(30)").await;
+    });
+    let begun = monotonic();
+    let seconds = format!("SELECT IFNULL(MAX(TIME), 0) FROM information_schema.PROCESSLIST WHERE ID = {id}");
+    while number(&mut application, &seconds).await < 2 {
+        assert!(monotonic() - begun < LIMIT, "it does not run");
+        tokio::time::sleep(Duration::from_millis(50)).await; // between two looks
+    }
+    let mut session = connect(&Target { guard: A_MOMENT, ..server.target() }).await;
+    hold(&mut session, "h3").await;
+    let held = session.describe();
+    assert_eq!((held.strategy.as_str(), held.claim()), ("freeze-only", Claim::Recoverable));
+    assert_eq!(held.non_transactional_tables, ["app.m (MyISAM)"]);
+    let application = commits(application, Duration::from_secs(5)).await.expect("nobody waits");
+    let proof = session.prove_and_release(LIMIT).await;
+    let problem = proof.problem.expect("it is said");
+    assert_eq!((proof.database.claim(), problem.code.as_str()), (Claim::Recoverable, "TABLES_NOT_LOCKED"));
+    drop(application);
+    run(&mut server.client().await, &format!("KILL {id}")).await;
+    running.await.expect("it ended");
 }
 
 #[tokio::test]
@@ -335,8 +383,7 @@ async fn a_stopped_server_does_not_keep_the_hold() {
     let server = Server::start(&[]);
     let mut session = connect(&server.target()).await;
     hold(&mut session, "h1").await;
-    let pid = nix::unistd::Pid::from_raw(server.running.pid());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("ours");
+    let pid = server.running.stop();
     let started = monotonic();
     let proof = session.prove_and_release(Duration::from_millis(500)).await;
     let took = monotonic() - started;
@@ -366,7 +413,10 @@ async fn a_password_from_a_file_lets_a_small_user_in_over_tcp() {
     assert_eq!(session.server_pid(), None);
     hold(&mut session, "h1").await;
     let remarks = session.remarks();
-    assert_eq!(codes(&remarks), ["TABLESPACES_UNKNOWN", "RELAXED_DURABILITY", "NOT_DRAINED"]);
+    assert_eq!(
+        codes(&remarks),
+        ["TABLESPACES_UNKNOWN", "RELAXED_DURABILITY", "TABLES_UNKNOWN", "NOT_DRAINED", "GUARD_BLIND"]
+    );
     assert!(remarks[0].hint.contains("GRANT PROCESS") && remarks[0].severity() == Severity::Warning);
     assert!(!at(&session.describe().start, "gtid_binlog_pos").is_empty());
     let proof = session.prove_and_release(LIMIT).await;
@@ -498,8 +548,8 @@ fn of_version(version: &str) -> (Vec<u8>, Vec<Vec<u8>>) {
 async fn servers_we_cannot_hold_are_refused_by_their_version() {
     let place = Place::of("nobody");
     let cases = [
-        ("8.4.3", "it is MySQL 8.4.3; MySQL is not held by this version", "hook"),
-        ("5.5.5-10.3.39-MariaDB", "it is MariaDB 5.5.5-10.3.39-MariaDB; held are versions 10.4 and newer", "upgrade"),
+        ("5.6.51", "it is MySQL 5.6.51; held are versions 5.7 and newer", "hook"),
+        ("5.5.68-MariaDB", "it is MariaDB 5.5.68-MariaDB; held are versions 10.0 and newer", "upgrade"),
     ];
     for (version, why, hint) in cases {
         let (greeting, answers) = of_version(version);

@@ -12,7 +12,7 @@ use std::{
 use holdstill::step::database::{Engine, Target};
 use mysql_async::{Conn, OptsBuilder, prelude::Queryable};
 
-use super::{Place, Running, on_socket};
+use crate::step_servers::{Place, Running, on_socket, program};
 
 /// A release with a MySQL in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,7 +51,8 @@ impl Release {
             return Ok(tree);
         }
         let missing = fs::read_to_string(servers.join(format!("{}.missing", self.name())));
-        Err(missing.map_or_else(|_| format!("needs {}: tests/servers/build.sh", tree.display()), |why| why.trim().to_owned()))
+        Err(missing
+            .map_or_else(|_| format!("needs {}: tests/servers/build.sh", tree.display()), |why| why.trim().to_owned()))
     }
 
     pub fn instance_lock(self) -> bool {
@@ -109,7 +110,13 @@ impl Server {
             format!("--port={port}"),
         ]);
         // The oldest and the newest must know all of these.
-        let small = ["bind-address=127.0.0.1", "innodb-buffer-pool-size=16M", "loose-mysqlx=OFF", "server-id=7", "secure-file-priv=NULL"];
+        let small = [
+            "bind-address=127.0.0.1",
+            "innodb-buffer-pool-size=16M",
+            "loose-mysqlx=OFF",
+            "server-id=7",
+            "secure-file-priv=NULL",
+        ];
         args.extend(small.iter().chain(settings).map(|setting| format!("--{setting}")));
         let mut running = place.start(&loader(&tree), &args);
         running.wait_until(|| UnixStream::connect(&socket).is_ok());
@@ -130,11 +137,13 @@ impl Server {
         Conn::new(OptsBuilder::default().user(Some("root")).socket(Some(socket))).await.expect("root may log in")
     }
 
-    /// One with a table, `app.t`.
+    /// One with a table, `app.t`, and another one for those who only read.
     pub async fn with_table(&self) -> Conn {
         let mut client = self.client().await;
         run(&mut client, "CREATE DATABASE app").await;
         run(&mut client, "CREATE TABLE app.t (i int) ENGINE=InnoDB").await;
+        run(&mut client, "CREATE TABLE app.report (i int) ENGINE=InnoDB").await;
+        run(&mut client, "INSERT INTO app.report VALUES (1)").await;
         client
     }
 }
@@ -152,7 +161,10 @@ pub async fn text(client: &mut Conn, sql: &str) -> String {
 }
 
 fn loader(tree: &Path) -> PathBuf {
-    tree.join("lib64/ld-linux-x86-64.so.2")
+    let merged = tree.join("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+    let own = tree.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2");
+    let found = if merged.exists() { merged } else { own };
+    program(&found.display().to_string(), "nothing, but run tests/servers/build.sh:")
 }
 
 /// What the loader is told: the libraries, the program, and where the program finds its own files.
@@ -172,13 +184,11 @@ fn loaded(tree: &Path) -> Vec<String> {
 
 /// An initialised data directory, made once per release and copied for each server.
 fn template(release: Release, tree: &Path) -> PathBuf {
-    let name = format!("mysql-{}", release.name());
+    let made = fs::metadata(tree.join("usr/sbin/mysqld")).and_then(|about| about.modified()).expect("readable");
+    let made = made.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    let name = format!("mysql-{}-{made}", release.name());
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(&name);
-    let newer = |made: &Path| {
-        let time = |path: &Path| fs::metadata(path).and_then(|about| about.modified()).ok();
-        time(made) >= time(&tree.join("usr/sbin/mysqld"))
-    };
-    if kept.is_dir() && newer(&kept) {
+    if kept.is_dir() {
         return kept;
     }
     let place = Place::of("nobody");
@@ -191,8 +201,7 @@ fn template(release: Release, tree: &Path) -> PathBuf {
     let _ = fs::remove_file(place.path("data/auto.cnf"));
     let fresh = tempfile::Builder::new().prefix(&name).tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("created");
     copy(&place.path("data"), &fresh.path().join("data"));
-    // Another test may have been faster.
-    let _ = fs::remove_dir_all(&kept);
+    // Another test may have been faster: then that one's is taken.
     let _ = fs::rename(fresh.path().join("data"), &kept);
     kept
 }

@@ -69,15 +69,19 @@ pub(super) async fn read(
     Ok(found)
 }
 
-/// Where InnoDB's log stands: it moves with uncommitted work too.
+/// Where InnoDB's log stands, if the log status has not told: it moves with uncommitted work too.
 ///
 /// # Errors
 /// The connection failed.
 pub(super) async fn physical(
     link: &mut Link,
     server: &Server,
+    may: May,
     deadline: Deadline,
 ) -> Result<Vec<proto::Coordinate>, Trouble> {
+    if may.read_log_status {
+        return Ok(Vec::new());
+    }
     let lsn = Lsn::read(link, server, deadline).await?;
     let named = [
         ("innodb_lsn_current", lsn.current),
@@ -96,26 +100,29 @@ async fn mariadb(link: &mut Link, deadline: Deadline) -> Result<Vec<proto::Coord
 }
 
 /// All of one instant, which no other statement gives.
-pub(super) const LOG_STATUS: &str = "SELECT CAST(LOCAL AS CHAR) FROM performance_schema.log_status";
+pub(super) const LOG_STATUS: &str =
+    "SELECT CAST(LOCAL AS CHAR), CAST(STORAGE_ENGINES AS CHAR) FROM performance_schema.log_status";
 
 async fn log_status(link: &mut Link, deadline: Deadline) -> Result<Vec<proto::Coordinate>, Trouble> {
-    let [local] = link.row(deadline, LOG_STATUS).await?;
-    Ok(of_log_status(&local))
+    let [local, engines] = link.row(deadline, LOG_STATUS).await?;
+    Ok(of_log_status(&local, &engines))
 }
 
-fn of_log_status(local: &str) -> Vec<proto::Coordinate> {
-    let local: Value = serde_json::from_str(local).unwrap_or_default();
-    let text = |key: &str| match &local[key] {
-        Value::String(text) => Some(text.clone()),
+fn of_log_status(local: &str, engines: &str) -> Vec<proto::Coordinate> {
+    let [local, engines]: [Value; 2] = [local, engines].map(|json| serde_json::from_str(json).unwrap_or_default());
+    let text = |value: &Value| match value {
+        Value::String(text) => Some(one_line(text)),
         Value::Number(number) => Some(number.to_string()),
         Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
     };
-    let keys = [
-        ("gtid_executed", "gtid_executed"),
-        ("binlog_file", "binary_log_file"),
-        ("binlog_position", "binary_log_position"),
+    let told = [
+        ("gtid_executed", &local["gtid_executed"]),
+        ("binlog_file", &local["binary_log_file"]),
+        ("binlog_position", &local["binary_log_position"]),
+        ("innodb_lsn_current", &engines["InnoDB"]["LSN"]),
+        ("innodb_lsn_last_checkpoint", &engines["InnoDB"]["LSN_checkpoint"]),
     ];
-    keys.into_iter().filter_map(|(key, told)| Some(coordinate(key, one_line(&text(told)?)))).collect()
+    told.into_iter().filter_map(|(key, value)| Some(coordinate(key, text(value)?))).collect()
 }
 
 /// A set of several servers' GTIDs is printed on several lines.
@@ -174,12 +181,17 @@ mod tests {
     fn a_log_status_is_read_whole() {
         let local =
             r#"{"gtid_executed": "a:1-5,\nb:1-2", "binary_log_file": "binlog.000003", "binary_log_position": 2805}"#;
-        let read = of_log_status(local);
-        let expected =
-            [("gtid_executed", "a:1-5,b:1-2"), ("binlog_file", "binlog.000003"), ("binlog_position", "2805")];
+        let read = of_log_status(local, r#"{"InnoDB": {"LSN": 19859826, "LSN_checkpoint": 19859000}}"#);
+        let expected = [
+            ("gtid_executed", "a:1-5,b:1-2"),
+            ("binlog_file", "binlog.000003"),
+            ("binlog_position", "2805"),
+            ("innodb_lsn_current", "19859826"),
+            ("innodb_lsn_last_checkpoint", "19859000"),
+        ];
         assert_eq!(read, expected.map(|(key, value)| coordinate(key, value)));
-        assert_eq!(of_log_status("{}"), []);
-        assert_eq!(of_log_status("not JSON"), []);
+        assert_eq!(of_log_status("{}", "[]"), []);
+        assert_eq!(of_log_status("not JSON", ""), []);
     }
 
     #[test]

@@ -97,6 +97,16 @@ impl Session {
             self.let_go(Deadline::after(END_WAIT)).await;
             let less = kind.less(&self.server).filter(|_| waited_in_vain && self.target.busy == Busy::Degrade);
             let Some(less) = less.filter(|_| self.lock == Lock::Nothing) else { return Err(error) };
+            if kind.needs_a_second_session() && !self.server.is_mariadb() {
+                let message =
+                    "the lock failed behind a running statement: whoever needs the same tables waits until that ends";
+                self.say(
+                    Severity::Warning,
+                    "READERS_WAIT",
+                    message,
+                    "see \"Waiting for table flush\" in SHOW PROCESSLIST",
+                );
+            }
             self.degrade(less, &error.why);
         }
         Ok(())
@@ -119,7 +129,7 @@ impl Session {
         let logical = self.position(deadline).await.map_err(|failed| self.error("read the position of", failed))?;
         let flushed = flush::flush(&mut self.link, &self.server, deadline).await;
         self.flushed = flushed.map_err(|failed| self.error("flush", failed))?;
-        let physical = coordinates::physical(&mut self.link, &self.server, deadline).await;
+        let physical = coordinates::physical(&mut self.link, &self.server, self.may, deadline).await;
         let physical = physical.map_err(|failed| self.error("read the position of", failed))?;
         self.start = coordinates::identity(&self.settings).into_iter().chain(logical).chain(physical).collect();
         let counted = self.count_transactions(deadline).await;

@@ -132,7 +132,7 @@ impl Session {
         if !self.server.has_instance_lock() {
             return Ok(());
         }
-        let read = if_allowed(self.link.row::<1>(deadline, coordinates::LOG_STATUS).await)?;
+        let read = if_allowed(self.link.row::<2>(deadline, coordinates::LOG_STATUS).await)?;
         self.may.read_log_status = read.is_some();
         const LOCKS: &str = "SELECT 1 FROM performance_schema.metadata_locks LIMIT 0";
         let locks = if_allowed(self.link.run(deadline, LOCKS).await)?;

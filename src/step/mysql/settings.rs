@@ -118,10 +118,14 @@ impl Settings {
         to_tables && (self.is_on("general_log") || self.is_on("slow_query_log"))
     }
 
+    /// Plugins of this type also rewrite queries, count attempts or clean caches: what writes a log says so in its name.
     fn audit_log(&self) -> Option<String> {
-        // MariaDB's plugin may be loaded and idle.
-        let active = |name: &&String| !name.eq_ignore_ascii_case("server_audit") || self.is_on("server_audit_logging");
-        let names: Vec<&str> = self.audit.iter().filter(active).map(String::as_str).collect();
+        let logs = |name: &&str| {
+            let name = name.to_ascii_lowercase();
+            let idle = name == "server_audit" && !self.is_on("server_audit_logging");
+            name.contains("audit") && !idle && !matches!(name.as_str(), "query_response_time_audit" | "null_audit")
+        };
+        let names: Vec<&str> = self.audit.iter().map(String::as_str).filter(logs).collect();
         (!names.is_empty()).then(|| names.join(", "))
     }
 
@@ -213,7 +217,7 @@ mod tests {
     #[test]
     fn an_audit_plugin_that_logs_nothing_is_no_matter() {
         let mut settings = Settings::of(&[("server_audit_logging", "OFF")]);
-        settings.audit = vec!["SERVER_AUDIT".to_owned()];
+        settings.audit = ["SERVER_AUDIT", "mysqlx_cache_cleaner", "CONNECTION_CONTROL"].map(str::to_owned).to_vec();
         assert_eq!(settings.audit_log(), None);
         settings.audit.push("audit_log".to_owned());
         assert_eq!(settings.audit_log().as_deref(), Some("audit_log"));
