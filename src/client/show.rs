@@ -217,7 +217,7 @@ fn logs_later(report: &proto::Report) -> String {
         let name = &step.name;
         let log = db.paths.iter().find(|path| path.purpose == "wal").map_or("its log", |path| path.path.as_str());
         let _ = if db.backup_label.is_empty() {
-            writeln!(out, "{name} is held in backup mode: copy {log} after the thaw, which gives out its backup_label")
+            writeln!(out, "{name} in backup mode: copy {log} after the thaw, which gives out its backup_label")
         } else {
             let mut files = vec!["backup_label"];
             files.extend((!db.tablespace_map.is_empty()).then_some("tablespace_map"));
@@ -462,7 +462,7 @@ mod tests {
         };
         assert_eq!(
             text(&database),
-            "db:orders is held in backup mode: copy /srv/wal after the thaw, which gives out its backup_label\n"
+            "db:orders in backup mode: copy /srv/wal after the thaw, which gives out its backup_label\n"
         );
         database.backup_label = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n".into();
         assert_eq!(

@@ -1,6 +1,7 @@
 //! Holding real PostgreSQL servers. What a frozen copy of their disks then contains is tested elsewhere.
 
 mod backup;
+mod found;
 mod hazards;
 mod server;
 mod standby;

@@ -7,6 +7,7 @@ use tokio_postgres::error::SqlState;
 use super::{
     super::database::{Deadline, Failed, Logs, coordinate},
     connect::{Login, Refused, text},
+    transactions::counted,
 };
 use crate::proto::{Coordinate, Severity};
 
@@ -52,7 +53,7 @@ pub(super) struct Settings {
     /// set to `off` for some role or database
     relaxed_for_some: bool,
     /// segments that wait to be archived for longer than a minute: how many, and the first of them
-    not_archived: Option<(String, String)>,
+    not_archived: Option<(usize, String)>,
 }
 
 impl Settings {
@@ -123,7 +124,8 @@ impl Settings {
         }
         if let Some((count, first)) = &self.not_archived {
             let message = format!(
-                "its log is not being archived: {count} segments wait for longer than a minute, from {first} on"
+                "its log is not being archived: {} waiting for longer than a minute, from {first} on",
+                counted(*count, "segment")
             );
             say(
                 Severity::Note,
@@ -182,13 +184,13 @@ impl Settings {
 
 /// Asks for what is waiting, not for what has failed: a command that hangs fails never. (And before 15, pg_stat_archiver
 /// asks a process that may be missing: measured, it then never answers.) `None` also if the role may not know.
-async fn not_archived(login: &Login, deadline: Deadline) -> Result<Option<(String, String)>, Refused> {
+async fn not_archived(login: &Login, deadline: Deadline) -> Result<Option<(usize, String)>, Refused> {
     let sql = "SELECT count(*)::text AS count, min(name) AS first FROM pg_ls_archive_statusdir()
                WHERE name LIKE '%.ready' AND modification < now() - interval '1min'";
     match login.row(deadline, sql).await {
         Ok(row) => {
-            let (count, first) = (text(&row, "count"), text(&row, "first").trim_end_matches(".ready"));
-            Ok(Some((count.to_owned(), first.to_owned())).filter(|_| count != "0"))
+            let (count, first) = (text(&row, "count").parse().unwrap_or(0), text(&row, "first"));
+            Ok(Some((count, first.trim_end_matches(".ready").to_owned())).filter(|(count, _)| *count > 0))
         }
         Err(Failed::Refused(error)) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
         Err(failed) => Err(failed),
