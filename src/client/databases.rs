@@ -50,12 +50,6 @@ fn paragraph(name: &str, db: &proto::Database) -> String {
     };
     lines.extend(list("tables without transactions", &db.non_transactional_tables));
     lines.extend(list("empty after any restart, so in the copy too", &db.lost_tables));
-    if !db.backup_label.is_empty() {
-        let map = if db.tablespace_map.is_empty() { "" } else { ", and `tablespace_map`" };
-        lines.push(format!(
-            "before the copy is started, write the report's `backup_label` into its data directory{map}: --json has it"
-        ));
-    }
     let mut out = format!("{name}:\n");
     for line in &lines {
         let _ = writeln!(out, "  {line}");

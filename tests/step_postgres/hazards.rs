@@ -129,3 +129,97 @@ async fn nobody_listening_says_where_and_what_to_check() {
     let error = refused(&on_tcp(Engine::Postgresql, free_port()), LIMIT).await;
     assert!(error.to_string().contains("refused"), "{error}");
 }
+
+#[tokio::test]
+async fn limits_set_for_our_role_or_database_do_not_end_the_session() {
+    let server = Server::start(&[]);
+    let application = server.client().await;
+    let mut against = vec![
+        "ALTER ROLE postgres SET statement_timeout = '1ms'",
+        "ALTER DATABASE postgres SET statement_timeout = '1ms'",
+        "ALTER ROLE postgres SET idle_in_transaction_session_timeout = '50ms'",
+        "ALTER DATABASE postgres SET default_transaction_read_only = on",
+        "ALTER ROLE postgres SET search_path = hostile",
+        "ALTER ROLE postgres SET synchronous_commit = off",
+    ];
+    let major = server.major().await;
+    if major >= 14 {
+        against.push("ALTER ROLE postgres SET idle_session_timeout = '50ms'");
+    }
+    if major >= 17 {
+        against.push("ALTER DATABASE postgres SET transaction_timeout = '50ms'");
+    }
+    for sql in against {
+        application.batch_execute(sql).await.expect("set");
+    }
+    for logs in [Logs::WhileHeld, Logs::AfterThaw] {
+        let mut session = Session::connect(&server.target(), logs, LIMIT).await.expect("it connects");
+        session.name("h1");
+        hold(&mut session, "h1").await;
+        tokio::time::sleep(Duration::from_millis(300)).await; // how long it is held: several times any of the limits
+        assert!(!session.closed());
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!(proof.problem, None);
+        assert_eq!(proof.database.claim(), Claim::Bounded);
+    }
+}
+
+#[tokio::test]
+async fn a_full_server_names_what_would_let_us_in() {
+    let server = Server::start(&["max_connections=6", "superuser_reserved_connections=2"]);
+    server.keeper().await;
+    let target = Target {
+        user: Some("keeper".to_owned()),
+        password_file: Some(password_file(&server.place, "right\n")),
+        ..on_tcp(Engine::Postgresql, server.port)
+    };
+    let mut taken = Vec::new();
+    let full = loop {
+        match server.client_as("keeper", "right").await {
+            Ok(client) => taken.push(client),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full.code(), Some(&tokio_postgres::error::SqlState::TOO_MANY_CONNECTIONS));
+    let error = refused(&target, LIMIT).await;
+    assert!(error.to_string().contains("(53300)"), "{error}");
+    for word in ["max_connections", "superuser_reserved_connections", "pg_use_reserved_connections TO \"keeper\""] {
+        assert!(error.hint.contains(word), "{}", error.hint);
+    }
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("a slot is kept for it");
+    hold(&mut session, "h1").await;
+    assert_eq!(session.prove_and_release(LIMIT).await.problem, None);
+}
+
+#[tokio::test]
+async fn a_server_restarted_between_barrier_and_proof_is_not_called_proven() {
+    let server = Server::start(&[]);
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
+    hold(&mut session, "h1").await;
+    let Server { mut running, place, .. } = server;
+    let pid = nix::unistd::Pid::from_raw(running.pid());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("our own child");
+    until(async || session.closed()).await;
+    running.kill();
+    let _ = fs::remove_file(place.path("data/postmaster.pid"));
+    let _restarted = Server::start_on(place, "sockets", &[]);
+    let proof = session.prove_and_release(LIMIT).await;
+    assert_eq!(proof.database.claim(), Claim::Recoverable);
+    assert_eq!(proof.problem.expect("it is said").code, "DATABASE_NOT_PROVEN");
+}
+
+#[tokio::test]
+async fn a_backup_that_stops_answering_is_given_up_in_time_and_has_no_label() {
+    let server = Server::start(&[]);
+    let mut session = Session::connect(&server.target(), Logs::AfterThaw, LIMIT).await.expect("it connects");
+    session.name("h1");
+    hold(&mut session, "h1").await;
+    let backend = server.our_backend().await;
+    nix::sys::signal::kill(backend, nix::sys::signal::Signal::SIGSTOP).expect("ours");
+    let started = monotonic();
+    let proof = session.prove_and_release(Duration::from_millis(700)).await;
+    let took = monotonic() - started;
+    nix::sys::signal::kill(backend, nix::sys::signal::Signal::SIGCONT).expect("ours");
+    assert_eq!((proof.database.claim(), proof.database.backup_label.as_str()), (Claim::Uncovered, ""));
+    assert!(took < Duration::from_secs(3), "{took:?}");
+}

@@ -1,6 +1,7 @@
 //! Holding real PostgreSQL servers. What a frozen copy of their disks then contains is tested elsewhere.
 
 mod backup;
+mod found;
 mod hazards;
 mod server;
 mod standby;
@@ -89,8 +90,12 @@ async fn fsync_off_is_recoverable_and_a_warning() {
     let session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
     assert_eq!(session.describe().claim(), Claim::Recoverable);
     let remarks = session.remarks();
-    assert_eq!(codes(&remarks), ["FSYNC_OFF", "LOG_ON_DISK"]);
+    assert_eq!(codes(&remarks), ["FSYNC_OFF"]);
     assert!(remarks.iter().all(|remark| remark.severity() == Severity::Warning && !remark.hint.is_empty()));
+    let logs = session.log_places();
+    assert_eq!(logs.len(), 1);
+    assert_eq!(logs[0].path, server.place.path("data/log"));
+    assert_eq!((logs[0].remark.code.as_str(), logs[0].remark.severity()), ("LOG_ON_DISK", Severity::Warning));
     session.release(LIMIT).await.expect("nothing was held");
 }
 

@@ -50,6 +50,9 @@ pub struct Server {
     pub port: u16,
 }
 
+/// Databases called `closed` let nobody in.
+const HBA: &str = "local closed all reject\nlocal all,replication all peer\nhost all all 127.0.0.1/32 scram-sha-256\n";
+
 impl Server {
     /// A new cluster that lets in its own system user, whose superuser is `postgres`.
     pub fn start(settings: &[&str]) -> Server {
@@ -66,8 +69,7 @@ impl Server {
         let output = initdb.args(["-D", &data]).args(options).output();
         let output = output.expect("setpriv is part of util-linux");
         assert!(output.status.success(), "initdb failed: {}", String::from_utf8_lossy(&output.stderr));
-        fs::write(place.path("data/pg_hba.conf"), "local all all peer\nhost all all 127.0.0.1/32 scram-sha-256\n")
-            .expect("written");
+        fs::write(place.path("data/pg_hba.conf"), HBA).expect("written");
         Server::start_on(place, sockets, settings)
     }
 
@@ -105,7 +107,20 @@ impl Server {
 
     /// An application's own connection, as superuser.
     pub async fn client(&self) -> Client {
-        client_at(&self.socket(), &self.place).await
+        client_at(&self.socket(), &self.place, "postgres").await
+    }
+
+    pub async fn client_in(&self, database: &str) -> Client {
+        client_at(&self.socket(), &self.place, database).await
+    }
+
+    /// A connection of another role's, over TCP.
+    pub async fn client_as(&self, role: &str, password: &str) -> Result<Client, tokio_postgres::Error> {
+        let mut config = tokio_postgres::Config::new();
+        config.host("127.0.0.1").port(self.port).user(role).password(password).dbname("postgres");
+        let (client, connection) = config.connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
     }
 
     pub async fn major(&self) -> u32 {
@@ -127,13 +142,13 @@ impl Server {
     }
 }
 
-pub async fn client_at(socket: &Path, place: &Place) -> Client {
+pub async fn client_at(socket: &Path, place: &Place, database: &str) -> Client {
     let (uid, gid) = (place.user.uid.as_raw(), place.user.gid.as_raw());
     let stream = holdstill::sys::credentials::connect_unix_as(socket, uid, gid, LIMIT).expect("it listens");
     stream.set_nonblocking(true).expect("set");
     let stream = tokio::net::UnixStream::from_std(stream).expect("within a runtime");
     let mut config = tokio_postgres::Config::new();
-    let connected = config.user("postgres").dbname("postgres").connect_raw(stream, NoTls).await;
+    let connected = config.user("postgres").dbname(database).connect_raw(stream, NoTls).await;
     let (client, connection) = connected.expect("peer lets its own user in");
     tokio::spawn(connection);
     client

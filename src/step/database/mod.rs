@@ -208,11 +208,11 @@ impl Session {
         ask!(&self.engine, session => session.places().to_vec())
     }
 
-    /// Where it writes its log messages, as the server sees it: whoever logs a lot waits while that is frozen. Not needed
-    /// in a copy.
-    pub fn logs(&self) -> Vec<PathBuf> {
+    /// Files the server writes its log to, each with what to say if it lies on a file system that is frozen: a server
+    /// that cannot write its log may stop answering.
+    pub fn log_places(&self) -> Vec<LogPlace> {
         match &self.engine {
-            Held::Postgres(session) => session.logs().to_vec(),
+            Held::Postgres(session) => session.log_places(),
             Held::Mysql(_) => Vec::new(),
         }
     }
@@ -279,6 +279,15 @@ fn with_files(mut error: Error, from: Option<&Path>, remarks: &[proto::Problem])
         add(said.message.clone());
     }
     error
+}
+
+/// A log of the server, and what it means if that log is frozen.
+#[derive(Debug, Clone)]
+pub struct LogPlace {
+    /// as the server sees it
+    pub path: PathBuf,
+    /// said only if the path lies on a file system of the hold
+    pub remark: proto::Problem,
 }
 
 /// How a session's hold ended.

@@ -42,7 +42,9 @@ use self::{
     transactions::{Drained, Open, counted, span},
     unlogged::Unlogged,
 };
-use super::database::{Deadline, Error, Failed, Logs, Place, Proof, Target, coordinate, elsewhere, remark, unproven};
+use super::database::{
+    Deadline, Error, Failed, LogPlace, Logs, Place, Proof, Target, coordinate, elsewhere, remark, unproven,
+};
 use crate::{
     proto::{self, Claim, Severity},
     sys::sockets,
@@ -370,8 +372,13 @@ impl Session {
         &self.places.needed
     }
 
-    pub(super) fn logs(&self) -> &[PathBuf] {
-        &self.places.logs
+    pub(super) fn log_places(&self) -> Vec<LogPlace> {
+        let remark = |path: &PathBuf| {
+            let (severity, code, message, hint) = self.settings.log_remark(path)?;
+            let remark = remark(&self.target.name, severity, code, message, hint);
+            Some(LogPlace { path: path.clone(), remark })
+        };
+        self.places.log.iter().filter_map(remark).collect()
     }
 
     pub(super) fn data_directory(&self) -> Option<&Path> {

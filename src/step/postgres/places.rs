@@ -18,8 +18,8 @@ use super::{
 pub(super) struct Places {
     /// what must be in the copy
     pub needed: Vec<Place>,
-    /// where it logs to: whoever logs a lot waits while that is frozen
-    pub logs: Vec<PathBuf>,
+    /// where its log messages go, if that is on a disk
+    pub log: Option<PathBuf>,
 }
 
 impl Places {
@@ -66,14 +66,14 @@ pub(super) async fn find(login: &Login, pid: Option<i32>, deadline: Deadline) ->
         .await?;
     let mut needed = vec![Place::new("data", &data), Place::new("wal", data.join("pg_wal"))];
     needed.extend(tablespaces.iter().map(|row| Place::new("tablespace", path(row, "place"))));
-    let logs = if text(&row, "collector") == "on" {
-        vec![data.join(path(&row, "log"))]
+    let log = if text(&row, "collector") == "on" {
+        Some(data.join(path(&row, "log")))
     } else if text(&row, "destination").contains("stderr") {
-        standard_error(pid, deadline).await.into_iter().collect()
+        standard_error(pid, deadline).await
     } else {
-        Vec::new()
+        None
     };
-    Ok(Places { needed, logs })
+    Ok(Places { needed, log })
 }
 
 fn path(row: &Row, column: &str) -> PathBuf {

@@ -1,12 +1,13 @@
 //! The session's own settings, so that it outlives the hold; and those of the server that decide what a copy is worth.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use tokio_postgres::error::SqlState;
 
 use super::{
     super::database::{Deadline, Failed, Logs, coordinate},
     connect::{Login, Refused, text},
+    transactions::counted,
 };
 use crate::proto::{Coordinate, Severity};
 
@@ -52,7 +53,7 @@ pub(super) struct Settings {
     /// set to `off` for some role or database
     relaxed_for_some: bool,
     /// segments that wait to be archived for longer than a minute: how many, and the first of them
-    not_archived: Option<(String, String)>,
+    not_archived: Option<(usize, String)>,
 }
 
 impl Settings {
@@ -121,17 +122,10 @@ impl Settings {
             let message = format!("synchronous_commit is off for some role or database: {relaxed}");
             say(Severity::Note, "RELAXED_DURABILITY", &message, "");
         }
-        if self.is("logging_collector", "on") {
-            say(
-                if self.is_talkative() { Severity::Warning } else { Severity::Note },
-                "LOG_ON_DISK",
-                "logging_collector is on: sessions that log a lot wait while the disk of the log is frozen",
-                "keep log_directory off the held disks, or log to syslog or stderr",
-            );
-        }
         if let Some((count, first)) = &self.not_archived {
             let message = format!(
-                "its log is not being archived: {count} segments wait for longer than a minute, from {first} on"
+                "its log is not being archived: {} waiting for longer than a minute, from {first} on",
+                counted(*count, "segment")
             );
             say(
                 Severity::Note,
@@ -157,6 +151,23 @@ impl Settings {
         remarks
     }
 
+    /// What it means if the file or directory its messages go to is frozen. A collector reads them from a pipe, so that
+    /// sessions wait once that is full; without one each writes for itself, and waits at once.
+    pub(super) fn log_remark(&self, path: &Path) -> Option<Remark> {
+        let (path, talkative) = (path.display(), self.is_talkative());
+        let message = if self.is("logging_collector", "on") {
+            format!("its log collector writes to {path}: while that is frozen, sessions that log a lot wait")
+        } else if talkative {
+            format!("it logs to {path}: while that is frozen, every session that logs anything waits")
+        } else {
+            return None;
+        };
+        let severity = if talkative { Severity::Warning } else { Severity::Note };
+        let hint = "keep the log off the held disks, or log to syslog; or log less (log_statement, \
+                    log_min_duration_statement, log_connections)";
+        Some((severity, "LOG_ON_DISK", message, hint.to_owned()))
+    }
+
     /// What is kept of the log behind the last checkpoint.
     fn kept(&self) -> &str {
         let size = self.get("wal_keep_size");
@@ -173,13 +184,13 @@ impl Settings {
 
 /// Asks for what is waiting, not for what has failed: a command that hangs fails never. (And before 15, pg_stat_archiver
 /// asks a process that may be missing: measured, it then never answers.) `None` also if the role may not know.
-async fn not_archived(login: &Login, deadline: Deadline) -> Result<Option<(String, String)>, Refused> {
+async fn not_archived(login: &Login, deadline: Deadline) -> Result<Option<(usize, String)>, Refused> {
     let sql = "SELECT count(*)::text AS count, min(name) AS first FROM pg_ls_archive_statusdir()
                WHERE name LIKE '%.ready' AND modification < now() - interval '1min'";
     match login.row(deadline, sql).await {
         Ok(row) => {
-            let (count, first) = (text(&row, "count"), text(&row, "first").trim_end_matches(".ready"));
-            Ok(Some((count.to_owned(), first.to_owned())).filter(|_| count != "0"))
+            let (count, first) = (text(&row, "count").parse().unwrap_or(0), text(&row, "first"));
+            Ok(Some((count, first.trim_end_matches(".ready").to_owned())).filter(|(count, _)| *count > 0))
         }
         Err(Failed::Refused(error)) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => Ok(None),
         Err(failed) => Err(failed),
@@ -243,11 +254,15 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_is_a_warning_only_if_there_is_much_to_collect() {
-        let severity = |values: &[(&str, &str)]| settings(values).remarks(Logs::WhileHeld)[0].0;
-        assert_eq!(severity(&[("logging_collector", "on"), ("log_connections", "off")]), Severity::Note);
+    fn a_log_is_a_warning_only_if_much_is_written_there() {
+        let log = Path::new("/var/log/postgresql");
+        let severity = |values: &[(&str, &str)]| settings(values).log_remark(log).map(|(severity, ..)| severity);
+        let collector = ("logging_collector", "on");
+        assert_eq!(severity(&[collector, ("log_connections", "off")]), Some(Severity::Note));
+        assert_eq!(severity(&[("log_connections", "")]), None, "18 has a list there");
         for loud in [("log_statement", "all"), ("log_min_duration_statement", "0"), ("log_connections", "on")] {
-            assert_eq!(severity(&[("logging_collector", "on"), loud]), Severity::Warning, "{loud:?}");
+            assert_eq!(severity(&[collector, loud]), Some(Severity::Warning), "{loud:?}");
+            assert_eq!(severity(&[loud]), Some(Severity::Warning), "{loud:?}");
         }
     }
 
