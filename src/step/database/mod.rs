@@ -9,6 +9,7 @@
 mod credentials;
 mod deadline;
 mod door;
+pub mod roles;
 mod secret;
 mod target;
 mod told;
