@@ -153,6 +153,9 @@ pub struct Check {
     /// Exit 4 also when there are reservations
     #[arg(long)]
     pub strict: bool,
+    /// Print the least role each database here needs, as SQL to paste, and nothing else
+    #[arg(long, conflicts_with = "strict")]
+    pub sql: bool,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ mod databases;
 pub mod hooks;
 pub mod live;
 mod remote;
+mod roles;
 pub mod show;
 pub mod stdio;
 pub mod testimony;
@@ -105,11 +106,14 @@ pub fn daemon(global: &cli::Global) -> Daemon {
 /// way, see [`remote`].
 const REMOTE_PATIENCE: Duration = Duration::from_secs(60 * 60);
 
-/// `check`: exit 0 ready, 4 would be refused, or has reservations and `strict`.
+/// `check`: exit 0 ready, 4 would be refused, or has reservations and `strict`. With `sql` only what to paste, exit 0.
 ///
 /// # Errors
 /// The daemon is not reachable, or the spec is malformed.
 pub async fn check(daemon: &Daemon, args: &cli::Check) -> Result<Answer, Failure> {
+    if args.sql {
+        return Ok(roles::roles(daemon).await);
+    }
     let request = proto::CheckRequest { spec: Some(args.spec.to_proto()) };
     let mut client = daemon.connect().await?;
     let response = connect::within(daemon.patience, client.check(request)).await?;

@@ -10,6 +10,7 @@ mod bad_input;
 mod claims;
 mod coexistence;
 mod databases;
+mod discovery;
 mod faults;
 mod filesystems;
 mod grpc_rules;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         self_protection::FACTS,
         databases::FACTS,
         logs_after_thaw::FACTS,
+        discovery::FACTS,
         private_root::FACTS,
         write_back::FACTS,
         idle::FACTS,

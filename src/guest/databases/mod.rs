@@ -74,7 +74,7 @@ pub struct RunningEngine {
     pub elsewhere: bool,
     /// its network is not ours: its ports are not either
     pub apart: bool,
-    /// the container it runs in, as its control group calls it
+    /// the container it runs in, unless we run there, too; as its control group calls it
     pub container: Option<String>,
     /// its descriptors may be looked at; else nothing is known of what it listens on
     pub open_to_us: bool,
@@ -91,6 +91,8 @@ pub struct Found {
 pub fn read(root: &Path, processes: &Processes) -> Found {
     let own = root.join("proc/self");
     let mut networks: HashMap<PathBuf, Listening> = HashMap::new();
+    let container = |dir: &Path| fs::read_to_string(dir.join("cgroup")).ok().and_then(|text| container::name(&text));
+    let ours = container(&own);
     let (mut engines, mut claimed) = (Vec::new(), HashSet::new());
     for (engine, pid) in servers::servers(root, processes) {
         let dir = root.join("proc").join(pid.to_string());
@@ -114,7 +116,7 @@ pub fn read(root: &Path, processes: &Processes) -> Found {
             ports,
             elsewhere: differs(&own, &dir, "ns/mnt") || differs(&own, &dir, "root"),
             apart: differs(&own, &dir, "ns/net"),
-            container: fs::read_to_string(dir.join("cgroup")).ok().and_then(|text| container::name(&text)),
+            container: container(&dir).filter(|theirs| ours.as_ref() != Some(theirs)),
             open_to_us: inodes.is_some(),
         });
     }

@@ -9,6 +9,7 @@
 mod credentials;
 mod deadline;
 mod door;
+pub mod roles;
 mod secret;
 mod target;
 mod told;
@@ -28,7 +29,7 @@ pub(in crate::step) use self::{
 };
 pub use self::{
     secret::Secret,
-    target::{Address, Busy, Engine, Given, NAME_LIMIT, Strategy, Target, may_be_in_a_name, same_instance},
+    target::{Address, Busy, Engine, Given, NAME_LIMIT, Strategy, Target, is_there, may_be_in_a_name, same_instance},
 };
 use super::{mysql, postgres};
 use crate::{proto, sys::sockets};

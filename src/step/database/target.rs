@@ -198,6 +198,11 @@ pub fn same_instance(a: &Target, b: &Target) -> bool {
     }
 }
 
+/// Whether there is a socket where the target says. Looks at the file system.
+pub fn is_there(target: &Target) -> bool {
+    Door::find(target).is_ok()
+}
+
 /// The socket file that `path` means: itself, or the one socket of this engine in it if it is a directory.
 ///
 /// # Errors

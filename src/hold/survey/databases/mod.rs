@@ -117,7 +117,9 @@ impl Survey {
         let sockets: Vec<Target> = discovered.iter().filter(|d| d.server.is_none()).map(|d| d.target.clone()).collect();
         let known = in_a_thread(TOUCH_LIMIT, move || {
             let server = |c: &Candidate| c.server.or_else(|| candidates::server_of(&c.target, &engines));
-            let twice = |t: &Target| asked.iter().any(|c| database::same_instance(&c.target, t));
+            // a path that listens and is not there is another mount namespace's
+            let twice =
+                |t: &Target| !database::is_there(t) || asked.iter().any(|c| database::same_instance(&c.target, t));
             let servers: Vec<Option<i32>> = asked.iter().map(server).collect();
             (servers, sockets.iter().map(twice).collect::<Vec<bool>>())
         })
