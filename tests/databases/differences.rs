@@ -8,7 +8,7 @@ use crate::{
     lab::{
         Fs, Lab, Type, Writer,
         database::{Durability, Edition, Engine, Server, ServerOptions, options::Binlog},
-        now, until,
+        until,
     },
 };
 
@@ -156,7 +156,6 @@ impl<'lab> Hot<'lab> {
             .setting("loose-aria-recover-options=OFF")
             .instead_of(&self.disk, &copied);
         let server = self.lab.serve_of(&self.edition, &copied.mount.join("data"), options);
-        println!("   {by:?} copied and up at {:?}", now());
         let mut said = Vec::new();
         for (table, _) in self.tables {
             let rows = server.rows(&format!("CHECK TABLE {table} MEDIUM")).expect("it answers");
