@@ -66,6 +66,7 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l label -d '
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l strict -d 'Exit 4 also when there are reservations'
+complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l sql -d 'Print the least role each database here needs, as SQL to paste, and nothing else'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l id -d 'Name of the hold; asking again with the same name is safe [default: chosen by the daemon]' -r
