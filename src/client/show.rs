@@ -210,6 +210,10 @@ fn gaps(report: &proto::Report) -> String {
 /// What a caller that copies logs after the thaw has to do yet: which log, and where its label is.
 fn logs_later(report: &proto::Report) -> String {
     let mut out = String::new();
+    match report.verdict() {
+        proto::Verdict::Unspecified | proto::Verdict::Unbroken => {}
+        proto::Verdict::Broken | proto::Verdict::NeverHeld => return out, // there is nothing to make whole
+    }
     for step in &report.steps {
         let Some(Detail::Database(db)) = &step.detail else { continue };
         if db.strategy != "backup-mode" || db.claim() == proto::Claim::Uncovered {
