@@ -248,14 +248,6 @@ impl Session {
         remarks.extend(ask!(&self.engine, session => session.remarks().to_vec()));
         remarks
     }
-
-    /// Files the server writes its log to, each with what to say if it lies on a file system that is frozen: a server
-    /// that cannot write its log may stop answering.
-    pub fn log_places(&self) -> Vec<LogPlace> {
-        match &self.engine {
-            Held::Postgres(_) | Held::Mysql(_) => Vec::new(),
-        }
-    }
 }
 
 /// A log of the server, and what it means if that log is frozen.
@@ -280,15 +272,6 @@ fn with_files(mut error: Error, from: Option<&Path>, remarks: &[proto::Problem])
         add(said.message.clone());
     }
     error
-}
-
-/// A log of the server, and what it means if that log is frozen.
-#[derive(Debug, Clone)]
-pub struct LogPlace {
-    /// as the server sees it
-    pub path: PathBuf,
-    /// said only if the path lies on a file system of the hold
-    pub remark: proto::Problem,
 }
 
 /// How a session's hold ended.
