@@ -415,8 +415,8 @@ pub const SECTIONS: &[Section] = &[
             name: "discover",
             kind: Kind::Bool,
             default: Default::Is("true"),
-            about: "Look for PostgreSQL, MariaDB and MySQL on their default sockets. One that is found and cannot be \
-                    held lowers the level, and says why.",
+            about: "Look for running PostgreSQL, MariaDB and MySQL servers, wherever they listen, in containers too. One \
+                    that is found and cannot be held lowers the level, and says why.",
             also: &["discovery", "auto"],
         }],
     },

@@ -24,7 +24,7 @@ use crate::lab::{
 
 facts! {
     several_servers_in_odd_places_are_one_hold_without_any_configuration within 120,
-    a_server_in_a_container_is_found_held_and_recovered_from within 120,
+    a_server_in_a_container_is_found_and_held_where_its_data_really_are within 120,
     a_server_in_another_network_is_named_with_what_would_help within 60,
     a_socket_that_leads_to_another_server_is_not_that_server within 90,
     settings_can_be_given_for_what_is_found within 60,
@@ -102,7 +102,7 @@ fn contained<'a>(disk: &'a Fs) -> ServerOptions<'a> {
     ServerOptions { place: Place::Container(Network::Own), ..ServerOptions::on(disk) }
 }
 
-fn a_server_in_a_container_is_found_held_and_recovered_from(lab: &Lab) {
+fn a_server_in_a_container_is_found_and_held_where_its_data_really_are(lab: &Lab) {
     for engine in [Engine::Mariadb, Engine::Postgresql] {
         let disk = lab.fs(Type::Ext4);
         let contained = server(lab, engine, contained(&disk));

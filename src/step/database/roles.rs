@@ -137,7 +137,7 @@ fn mysql(version: Version) -> String {
     if version >= Version(8, 0) {
         out.push_str(
             "-- prepared XA transactions, told in the report\n\
-             -- GRANT XA_RECOVER_ADMIN ON *.* TO holdstill@localhost;\n\
+             GRANT XA_RECOVER_ADMIN ON *.* TO holdstill@localhost;\n\
              -- only for `kill_queries = true`\n\
              -- GRANT CONNECTION_ADMIN ON *.* TO holdstill@localhost;\n",
         );
