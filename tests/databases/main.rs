@@ -13,6 +13,7 @@ mod differences;
 mod editions;
 mod equipment;
 mod hazards;
+mod logs_later;
 mod mount_root;
 mod table;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         mount_root::FACTS,
         differences::FACTS,
         hazards::FACTS,
+        logs_later::FACTS,
         table::FACTS,
     ]);
     if of_the_harness && table::update_wanted() {

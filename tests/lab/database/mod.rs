@@ -15,6 +15,7 @@ use std::{
     os::unix::fs::chown,
     path::{Path, PathBuf},
     process::Child,
+    thread,
     time::Duration,
 };
 
@@ -113,7 +114,11 @@ impl Lab {
         let answers = until(Duration::from_secs(40), || {
             server.find(&options, &inside);
             ended = server.child.try_wait().is_ok_and(|status| status.is_some());
-            ended || server.try_query("SELECT 1").is_ok()
+            // each refused connection is a process, and a line in its log
+            ended || server.try_query("SELECT 1").is_ok() || {
+                thread::sleep(Duration::from_millis(20));
+                false
+            }
         });
         if answers && !ended {
             return Ok(server);
@@ -254,6 +259,23 @@ impl Server<'_> {
 
     pub fn number(&self, sql: &str) -> u64 {
         self.query(sql).first().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{sql} is no number"))
+    }
+
+    /// Runs a program that came with the server, connected to it; answers what it said.
+    ///
+    /// # Errors
+    /// It failed, or took longer than 60 s: what it said.
+    pub fn run(&self, program: &str, args: &[&str]) -> Result<String, String> {
+        let programs = self.edition.programs()?;
+        let said = self.lab.memory_dir(program).join("said");
+        let file = fs::File::create(&said).expect("memory");
+        // of the binds only the socket matters to a client, and that is in /run
+        let mut command = enter::command(&programs, &programs.beside(program), &ServerOptions::existing());
+        command.arg("-h").arg(&self.dirs.run).args(["-U", "postgres"]).args(args);
+        command.stdout(file.try_clone().expect("a descriptor")).stderr(file);
+        let status = finish(&mut command.spawn().expect("it is there"), Duration::from_secs(60));
+        let said = fs::read_to_string(said).unwrap_or_default();
+        if status.is_some_and(|s| s.success()) { Ok(said) } else { Err(format!("{status:?}: {said}")) }
     }
 
     /// As the server says it.
