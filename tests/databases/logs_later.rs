@@ -28,7 +28,7 @@ facts! {
 }
 
 /// Whether `freeze --capture logs-after-thaw` is part of this version. As long as it is not, backup mode is entered by hand.
-pub const LOGS_AFTER_THAW: bool = false;
+pub const LOGS_AFTER_THAW: bool = true;
 
 /// The label says where the log has to begin, the map which tablespaces there are.
 struct Label {
