@@ -188,3 +188,29 @@ impl Records {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hold::plan::problem;
+
+    #[test]
+    fn what_a_restore_cannot_do_without_is_left_out_last() {
+        let label = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n";
+        let database = proto::Database { backup_label: label.into(), ..Default::default() };
+        let step = |name: &str, detail| proto::Step { name: name.into(), detail, ..Default::default() };
+        let mut report = proto::Report {
+            steps: (0..200).map(|n| step(&format!("fs:/srv/{n}"), None)).collect(),
+            problems: vec![problem(proto::Severity::Note, "MUCH", "", &"x".repeat(9000), "")],
+            ..Default::default()
+        };
+        report.steps.push(step("db:orders", Some(proto::step::Detail::Database(database))));
+        let record = Record { filesystem: json!({}), size: 4096 };
+        let bytes = Records::default().fitted(&record, &Told::new(&report));
+        let kept: serde_json::Value = serde_json::from_slice(&bytes).expect("JSON, padded");
+        assert_eq!(bytes.len(), 4096);
+        assert_eq!(kept["report"]["truncated"], true);
+        let steps = kept["report"]["steps"].as_array().expect("a list");
+        assert_eq!((steps.len(), &steps[0]["database"]["backup_label"]), (1, &label.into()));
+    }
+}

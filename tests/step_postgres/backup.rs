@@ -175,8 +175,16 @@ async fn a_server_that_cannot_be_put_into_backup_mode_says_what_would_help() {
     assert!(cure.contains("ALTER SYSTEM SET wal_level = 'replica'"), "{cure}");
     let frozen = Target { strategy: Strategy::FreezeOnly, ..server.target() };
     assert!(refused(&frozen).await.0.contains("`strategy` is freeze-only"));
-    let session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("all together needs none");
+    let mut session =
+        Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("all together needs none");
     assert!(session.places().iter().all(|place| !place.after_thaw));
+    hold(&mut session, "h1").await;
+    assert!(!at(&session.describe().start, "marker_lsn").is_empty(), "even so little of a log has it");
+    assert_eq!(session.prove_and_release(LIMIT).await.problem, None);
+
+    let careless = Server::start(&["fsync=off"]);
+    let (why, cure) = refused(&careless.target()).await;
+    assert!(why.contains("fsync is off") && cure.contains("SET fsync = on"), "{why}: {cure}");
 }
 
 #[tokio::test]

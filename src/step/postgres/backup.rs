@@ -58,7 +58,7 @@ pub(super) async fn why_not(
     let functions = functions(major);
     let [start, stop] = functions;
     let sql = format!(
-        "SELECT current_setting('wal_level') AS level,
+        "SELECT current_setting('wal_level') AS level, current_setting('fsync') AS fsync,
                 (has_function_privilege('{start}', 'EXECUTE') AND has_function_privilege('{stop}', 'EXECUTE'))::text
                 AS permitted"
     );
@@ -67,6 +67,12 @@ pub(super) async fn why_not(
         Some((
             "its log is to be copied after the thaw, which needs backup mode, and wal_level is minimal".to_owned(),
             "ALTER SYSTEM SET wal_level = 'replica', and restart the server; or copy everything while held".to_owned(),
+        ))
+    } else if text(&row, "fsync") != "on" {
+        Some((
+            "its log is to be copied after the thaw, and fsync is off, so nothing says how much of it is on disk then"
+                .to_owned(),
+            "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()".to_owned(),
         ))
     } else if text(&row, "permitted") == "true" {
         None
