@@ -268,7 +268,7 @@ fn a_log_collector_on_the_held_disk_is_said(lab: &Lab) {
     let ledger = it.server.ledger();
     let daemon = it.daemon(&[]);
     let report = daemon.freeze(&["--for", "20s", "--require", "application"]);
-    says(&report, "logging_collector");
+    says(&report, "log collector");
     let asked = now();
     assert_eq!(daemon.thaw()["verdict"], "unbroken");
     ledger.resumed_after(asked, Duration::from_secs(3));

@@ -19,23 +19,22 @@ mod table;
 
 use std::process::ExitCode;
 
+/// They wait for servers and for timeouts most of the time.
+const SIDE_BY_SIDE: usize = 2;
+
+const FACTS: &[&[lab::Fact]] =
+    &[equipment::FACTS, editions::FACTS, mount_root::FACTS, differences::FACTS, logs_later::FACTS, hazards::FACTS];
+
 fn main() -> ExitCode {
-    let of_the_harness = std::env::args().nth(1).is_none_or(|word| !word.starts_with("--lab-") && word != "--list");
-    if of_the_harness {
-        table::begin();
+    if std::env::args().nth(1).is_some_and(|word| word.starts_with("--lab-") || word == "--list") {
+        return lab::main(&[FACTS.concat().leak(), table::FACTS]);
     }
+    let measured = lab::main_side_by_side(FACTS, SIDE_BY_SIDE);
     // the table is what the facts before it measured
-    let ended = lab::main(&[
-        equipment::FACTS,
-        editions::FACTS,
-        mount_root::FACTS,
-        differences::FACTS,
-        hazards::FACTS,
-        logs_later::FACTS,
-        table::FACTS,
-    ]);
-    if of_the_harness && table::update_wanted() {
+    let compared = lab::main(&[table::FACTS]);
+    if table::update_wanted() {
         table::update();
     }
-    ended
+    table::forget();
+    if measured == ExitCode::SUCCESS { compared } else { measured }
 }

@@ -52,19 +52,29 @@ impl Row {
     }
 }
 
-/// Where the rows wait for the end of the run; beside the facts' own directories, which go with them.
+/// Where the rows of this harness's process wait for the end of its run; beside the facts' own directories, which go with
+/// them.
 fn rows() -> PathBuf {
-    disk::base().join("databases-table")
+    disk::base().join(format!("databases-table-{}", std::process::id()))
 }
 
-/// Forgets the last run's.
-pub fn begin() {
+/// The same, in a fact: its directory is called after the harness and a number.
+fn rows_from(lab: &Lab) -> PathBuf {
+    // without the slash that would be followed
+    let own: PathBuf = lab.store("").components().collect();
+    let name = fs::read_link(&own).unwrap_or(own);
+    let name = name.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    lab.store(&format!("../databases-table-{}", name.split('-').next().unwrap_or_default()))
+}
+
+/// Forgets them.
+pub fn forget() {
     let _ = fs::remove_file(rows());
 }
 
 /// Notes what became of an edition.
 pub fn note(lab: &Lab, row: &Row) {
-    let file = fs::OpenOptions::new().append(true).create(true).open(lab.store("../databases-table"));
+    let file = fs::OpenOptions::new().append(true).create(true).open(rows_from(lab));
     file.and_then(|mut f| f.write_all(row.cells().as_bytes())).expect("the lab's directory is writable");
 }
 
@@ -93,7 +103,7 @@ fn table(measured: &str, committed: &str) -> Vec<Row> {
 }
 
 fn the_table_in_the_docs_is_what_was_measured(lab: &Lab) {
-    let Ok(measured) = fs::read_to_string(lab.store("../databases-table")) else { lab.skip("nothing was measured") };
+    let Ok(measured) = fs::read_to_string(rows_from(lab)) else { lab.skip("nothing was measured") };
     if update_wanted() {
         return;
     }
