@@ -3,6 +3,8 @@
 #[path = "step_servers/mysql.rs"]
 mod mysql;
 mod step_servers;
+#[path = "step_servers/stop.rs"]
+mod stop;
 
 use std::time::Duration;
 
@@ -315,6 +317,70 @@ async fn an_account_that_sees_no_table_has_not_seen_that_there_is_none() {
 }
 
 #[tokio::test]
+async fn what_may_not_be_locked_alone_is_locked_with_all_others_and_the_cure_is_said() {
+    with(Release::Sid, "may_not_be_locked_alone", &[], async |server| {
+        let mut application = server.with_table().await;
+        run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+        run(&mut application, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
+        run(&mut application, "GRANT BACKUP_ADMIN, RELOAD, PROCESS, REFERENCES ON *.* TO keeper@localhost").await;
+        let small = Target {
+            user: Some("keeper".to_owned()),
+            password_file: Some(password_file(&server.place, "right\n")),
+            ..server.target()
+        };
+        let mut session = connect(&small).await;
+        let mut all = Vec::new();
+        let grant = remark(&session, "TABLES_NOT_LOCKABLE", &mut all).hint.clone();
+        hold(&mut session).await;
+        assert_eq!(session.describe().strategy, "global-lock");
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Exact);
+        let asked = Target { strategy: Strategy::TableLocks, ..small };
+        assert_eq!(refused(&asked).await.hint, grant);
+        run(&mut application, &grant).await;
+        let mut session = connect(&asked).await;
+        hold(&mut session).await;
+        assert_eq!(session.describe().strategy, "table-locks");
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Bounded);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lock_that_the_server_does_not_record_is_shown_by_what_its_holder_is_refused() {
+    with(Release::Bionic, "a_lock_not_recorded", &[], async |server| {
+        let mut application = server.with_table().await;
+        run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+        for (strategy, claim) in [(Strategy::Auto, Claim::Exact), (Strategy::TableLocks, Claim::Bounded)] {
+            let mut session = connect(&asking(&server, strategy)).await;
+            hold(&mut session).await;
+            let proof = session.prove_and_release(LIMIT).await;
+            assert_eq!((proof.database.claim(), proof.problem), (claim, None), "{strategy:?}");
+        }
+        run(&mut application, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
+        run(&mut application, "GRANT RELOAD, PROCESS, REFERENCES ON *.* TO keeper@localhost").await;
+        let small = Target {
+            user: Some("keeper".to_owned()),
+            password_file: Some(password_file(&server.place, "right\n")),
+            ..server.target()
+        };
+        let mut session = connect(&small).await;
+        hold(&mut session).await;
+        assert_eq!(session.describe().claim(), Claim::Recoverable, "it is known before the freeze");
+        let proof = session.prove_and_release(LIMIT).await;
+        let problem = proof.problem.expect("it is said");
+        assert_eq!((proof.database.claim(), problem.code.as_str()), (Claim::Recoverable, "LOCK_NOT_SHOWN"));
+        for grant in problem.hint.split("; ") {
+            run(&mut application, grant).await;
+        }
+        let mut session = connect(&small).await;
+        hold(&mut session).await;
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!((proof.database.claim(), proof.problem), (Claim::Exact, None));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_long_select_in_front_of_the_global_lock_is_waited_for_and_then_it_is_held_with_less() {
     with(Release::Sid, "a_long_select", &[], async |server| {
         let application = commits(server.with_table().await).await;
@@ -500,12 +566,28 @@ async fn a_session_that_was_killed_is_not_called_proven() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_killed_while_held_is_not_called_proven() {
+    with(Release::Sid, "a_server_that_was_killed", &[], async |server| {
+        let mut server = server;
+        let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
+        hold(&mut session).await;
+        server.running.kill();
+        assert!(session.closed(), "it shows on the socket alone");
+        let started = monotonic();
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!(proof.database.claim(), Claim::Recoverable);
+        assert!(monotonic() - started < Duration::from_secs(3));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stopped_server_does_not_keep_the_hold() {
     with(Release::Sid, "a_stopped_server", &[], async |server| {
         let application = server.with_table().await;
         let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
         hold(&mut session).await;
-        let pid = server.running.stop();
+        let pid = stop::stop(server.running.pid());
         let started = monotonic();
         let proof = session.prove_and_release(LIMIT).await;
         let took = monotonic() - started;
@@ -526,6 +608,10 @@ async fn timeouts_set_against_us_do_not_end_the_hold() {
         hold(&mut session).await;
         tokio::time::sleep(Duration::from_millis(2500)).await; // longer than the server waits for others
         assert!(!session.closed());
+        let ours = "SELECT COUNT(*) FROM performance_schema.threads WHERE PROCESSLIST_USER = 'root'";
+        let mut dba = server.client().await;
+        run(&mut dba, "SET SESSION max_execution_time = 0").await;
+        assert_eq!(number(&mut dba, ours).await, 3, "ours, the second one, and this");
         let proof = session.prove_and_release(LIMIT).await;
         assert_eq!((proof.database.claim(), proof.problem), (Claim::Exact, None));
     })

@@ -85,9 +85,15 @@ impl Server {
         self.mysql_since((8, 0, 11))
     }
 
-    /// BINLOG MONITOR and SLAVE MONITOR; one privilege, REPLICATION CLIENT, before.
-    pub fn has_monitor_privileges(&self) -> bool {
-        self.mariadb_since((10, 5, 9))
+    /// What KILL on other people's sessions needs.
+    pub fn privilege_to_kill(&self) -> &'static str {
+        if self.has_instance_lock() {
+            "CONNECTION_ADMIN"
+        } else if self.mariadb_since((10, 5, 2)) {
+            "CONNECTION ADMIN"
+        } else {
+            "SUPER"
+        }
     }
 
     /// `PS_CURRENT_THREAD_ID()`: names our own thread without any grant.

@@ -7,6 +7,7 @@
 use super::{
     flavour::Server,
     link::{Link, Trouble, code},
+    rights::{may_lock, sees_every_table},
     strategy::Count,
 };
 use crate::step::database::Deadline;
@@ -61,6 +62,8 @@ pub(super) struct Tables {
     pub lost: Vec<Table>,
     /// why the lists may lack some
     pub unknown: Option<&'static str>,
+    /// the account may lock the first list's tables
+    pub lockable: bool,
 }
 
 impl Tables {
@@ -111,7 +114,12 @@ pub(super) async fn list(link: &mut Link, server: &Server, deadline: Deadline) -
         MOST + 1
     );
     match link.table::<4>(deadline, &server.limited(LIST_LIMIT, &select)).await {
-        Ok(rows) => Ok(sorted(rows)),
+        Ok(rows) => {
+            let mut tables = sorted(rows);
+            let lines = || grants.iter().map(|[line]| line.as_str());
+            tables.lockable = tables.non_transactional.iter().all(|table| may_lock(lines(), &table.schema));
+            Ok(tables)
+        }
         Err(failed) if code(&failed).is_some_and(|code| ENDED.contains(&code)) => Ok(Tables::unknown(NOT_IN_TIME)),
         Err(failed) => Err(failed),
     }
@@ -160,58 +168,9 @@ fn kind(engine: &str, options: &str) -> Keeps {
     }
 }
 
-/// From SHOW GRANTS: a privilege on all tables that makes them visible, and no part of it revoked again.
-fn sees_every_table<'a>(grants: impl Iterator<Item = &'a str>) -> bool {
-    const MAKE_VISIBLE: [&str; 12] = [
-        "ALL PRIVILEGES",
-        "SELECT",
-        "INSERT",
-        "UPDATE",
-        "DELETE",
-        "CREATE",
-        "DROP",
-        "REFERENCES",
-        "INDEX",
-        "ALTER",
-        "SHOW VIEW",
-        "TRIGGER",
-    ];
-    let mut sees = false;
-    for line in grants {
-        if line.starts_with("REVOKE ") {
-            return false;
-        }
-        let Some((privileges, _)) = line.strip_prefix("GRANT ").and_then(|rest| rest.split_once(" ON *.* TO ")) else {
-            continue;
-        };
-        sees |= privileges.split(',').any(|privilege| MAKE_VISIBLE.contains(&privilege.trim()));
-    }
-    sees
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sees(grants: &[&str]) -> bool {
-        sees_every_table(grants.iter().copied())
-    }
-
-    #[test]
-    fn an_account_sees_every_table_by_a_privilege_on_all_of_them() {
-        assert!(sees(&["GRANT RELOAD, REFERENCES ON *.* TO `k`@`localhost`"]));
-        assert!(sees(&["GRANT ALL PRIVILEGES ON *.* TO `root`@`localhost` WITH GRANT OPTION"]));
-        assert!(sees(&[
-            "GRANT `keeper` TO `k`@`%`",
-            "GRANT USAGE ON *.* TO `k`@`%`",
-            "GRANT SELECT ON *.* TO `keeper`"
-        ]));
-        assert!(!sees(&["GRANT RELOAD, PROCESS, LOCK TABLES, SHOW DATABASES ON *.* TO `k`@`localhost`"]));
-        assert!(!sees(&["GRANT USAGE ON *.* TO `k`@`%`", "GRANT SELECT ON `app`.* TO `k`@`%`"]));
-        assert!(!sees(&["GRANT SELECT ON *.* TO `k`@`%`", "REVOKE SELECT ON `hidden`.* FROM `k`@`%`"]));
-        assert!(!sees(&["GRANT CREATE USER, CREATE ROLE ON *.* TO `k`@`%`"]));
-        assert!(!sees(&[]));
-    }
 
     #[test]
     fn tables_are_sorted_by_what_a_crash_does_to_them() {
