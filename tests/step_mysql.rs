@@ -317,6 +317,84 @@ async fn an_account_that_sees_no_table_has_not_seen_that_there_is_none() {
 }
 
 #[tokio::test]
+async fn tables_whose_files_were_seen_count_even_if_the_server_tells_of_none() {
+    with(Release::Sid, "files_were_seen", &[], async |server| {
+        drop(server.with_table().await);
+        let mut session = connect(&server.target()).await;
+        assert_eq!(session.describe().strategy, "instance-lock");
+        session.doubt_tables();
+        hold(&mut session).await;
+        let held = session.describe();
+        assert_eq!((held.strategy.as_str(), held.claim()), ("global-lock", Claim::Exact));
+        let mut all = Vec::new();
+        assert!(remark(&session, "TABLES_UNKNOWN", &mut all).message.contains("files of such tables"));
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Exact);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_least_account_is_enough_for_every_way_to_hold() {
+    for release in Release::ALL {
+        let settings = ["log-bin=binlog", "sync-binlog=1", "gtid-mode=ON", "enforce-gtid-consistency=ON"];
+        with(release, "the_least_account", &settings, async |server| {
+            let mut dba = server.with_table().await;
+            run(&mut dba, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
+            let old =
+                ["RELOAD, PROCESS, REPLICATION CLIENT, REFERENCES ON *.*", "SELECT ON performance_schema.threads"];
+            let new = [
+                "BACKUP_ADMIN, XA_RECOVER_ADMIN ON *.*",
+                "SELECT ON performance_schema.log_status",
+                "SELECT ON performance_schema.metadata_locks",
+            ];
+            let grants = old.iter().chain(if release.instance_lock() { &new[..] } else { &new[2..] });
+            for grant in grants {
+                run(&mut dba, &format!("GRANT {grant} TO keeper@localhost")).await;
+            }
+            let keeper = |strategy| Target {
+                user: Some("keeper".to_owned()),
+                password_file: Some(password_file(&server.place, "right\n")),
+                strategy,
+                ..server.target()
+            };
+            for (strategy, claim) in [
+                (Strategy::Auto, Claim::Bounded),
+                (Strategy::GlobalLock, Claim::Exact),
+                (Strategy::FreezeOnly, Claim::Bounded),
+            ] {
+                let mut session = connect(&keeper(strategy)).await;
+                hold(&mut session).await;
+                assert_eq!(codes(&session.remarks()), [""; 0], "{release:?} {strategy:?}");
+                let proof = session.prove_and_release(LIMIT).await;
+                assert_eq!((proof.database.claim(), proof.problem), (claim, None), "{release:?} {strategy:?}");
+            }
+            // Locking tables one by one takes the right to do so, and to read them.
+            run(&mut dba, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+            run(&mut dba, "GRANT LOCK TABLES, SELECT ON app.* TO keeper@localhost").await;
+            let mut session = connect(&keeper(Strategy::TableLocks)).await;
+            hold(&mut session).await;
+            assert_eq!(session.describe().strategy, "table-locks", "{release:?}");
+            let proof = session.prove_and_release(LIMIT).await;
+            let (claim, said) = (proof.database.claim(), proof.problem.map(|problem| problem.hint));
+            if release.instance_lock() {
+                assert_eq!((claim, said), (Claim::Bounded, None), "{release:?}");
+            } else {
+                // 5.7 does not record locks; what it takes to show them otherwise is said.
+                assert_eq!(claim, Claim::Recoverable);
+                for grant in said.expect("it is said").split("; ") {
+                    run(&mut dba, grant).await;
+                }
+                let mut session = connect(&keeper(Strategy::TableLocks)).await;
+                hold(&mut session).await;
+                let proof = session.prove_and_release(LIMIT).await;
+                assert_eq!((proof.database.claim(), proof.problem), (Claim::Bounded, None));
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn what_may_not_be_locked_alone_is_locked_with_all_others_and_the_cure_is_said() {
     with(Release::Sid, "may_not_be_locked_alone", &[], async |server| {
         let mut application = server.with_table().await;

@@ -60,6 +60,7 @@ impl Session {
             may: May::default(),
             thread: None,
             tables: Tables::default(),
+            doubted: false,
             choice: Choice { kind: Kind::FreezeOnly, why: String::new() },
             remarks: Vec::new(),
             lowered: None,
@@ -117,6 +118,20 @@ impl Session {
     /// Lists the tables, and chooses by them.
     pub(super) async fn find_tables(&mut self, deadline: Deadline) -> Result<(), Trouble> {
         self.tables = tables::list(&mut self.link, &self.server, deadline).await?;
+        if self.doubted {
+            self.tables.doubt();
+        }
+        self.choose();
+        Ok(())
+    }
+
+    pub(in crate::step) fn doubt_tables(&mut self) {
+        self.doubted = true;
+        self.tables.doubt();
+        self.choose();
+    }
+
+    fn choose(&mut self) {
         self.choice = strategy::choose(
             &self.server,
             self.target.strategy,
@@ -133,9 +148,10 @@ impl Session {
         if let Some(why) = self.tables.unknown {
             let message = format!("which tables have no transactions is not known: {why}");
             let hint = if self.tables.need_a_grant() { self.grant("REFERENCES") } else { String::new() };
-            self.say(Severity::Warning, "TABLES_UNKNOWN", message, hint);
+            // Backup stages hold all of them anyway: only the list is shorter.
+            let severity = if self.choice.kind == Kind::BackupStages { Severity::Note } else { Severity::Warning };
+            self.say(severity, "TABLES_UNKNOWN", message, hint);
         }
-        Ok(())
     }
 
     /// What proves a lock, and what tells all positions at one instant.

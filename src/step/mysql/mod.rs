@@ -67,6 +67,8 @@ pub(super) struct Session {
     /// names our thread in performance_schema, as SQL
     thread: Option<String>,
     tables: Tables,
+    /// files say that there are more
+    doubted: bool,
     places: Vec<Place>,
     choice: Choice,
     remarks: Vec<proto::Problem>,

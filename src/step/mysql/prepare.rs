@@ -88,7 +88,8 @@ impl Session {
         } else if !worth.provable {
             let message = "the server does not show that the lock is held, and has no binary log whose position would";
             let account = grants::account(&self.user);
-            let hint = format!("GRANT LOCK TABLES, SELECT ON mysql.* TO {account}");
+            let hint =
+                format!("GRANT LOCK TABLES ON mysql.* TO {account}; GRANT SELECT ON mysql.time_zone TO {account}");
             self.lowered = Some(remark(&name, Severity::Warning, "LOCK_NOT_SHOWN", message, hint));
         } else if !worth.tables.none() && !self.choice.kind.quiets_tables() {
             let named: Vec<String> = self.tables.non_transactional.iter().take(SOME).map(ToString::to_string).collect();

@@ -83,6 +83,13 @@ impl Tables {
         Tables { non_transactional: tables.iter().map(table).collect(), ..Tables::default() }
     }
 
+    /// There are files of such tables.
+    pub fn doubt(&mut self) {
+        if self.non_transactional.is_empty() && self.unknown.is_none() {
+            self.unknown = Some(SEEN_ON_DISK);
+        }
+    }
+
     /// A grant would help.
     pub fn need_a_grant(&self) -> bool {
         self.unknown == Some(NOT_ALL_SEEN)
@@ -94,6 +101,7 @@ impl Tables {
 }
 
 const NOT_ALL_SEEN: &str = "the account cannot see every table";
+const SEEN_ON_DISK: &str = "files of such tables lie in its data directory, and the server tells of none";
 const NOT_IN_TIME: &str = "listing the tables took too long";
 const TOO_MANY: &str = "there are more than a thousand";
 
@@ -198,6 +206,10 @@ mod tests {
         assert_eq!(tables.count(), Count::Known(4));
         let unseen = Tables::unknown(NOT_ALL_SEEN);
         assert_eq!(unseen.count(), Count::Unknown, "nothing seen is not nothing there");
+        let mut told = Tables::default();
+        assert_eq!(told.count(), Count::Known(0));
+        told.doubt();
+        assert_eq!(told.count(), Count::Unknown, "its files are there");
     }
 
     #[test]
