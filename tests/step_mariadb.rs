@@ -459,6 +459,8 @@ async fn a_galera_node_is_not_locked_unless_that_is_asked_for() {
     let held = session.describe();
     assert_eq!((held.strategy.as_str(), held.claim()), ("freeze-only", Claim::Bounded));
     assert!(held.strategy_reason.contains("Galera"), "{}", held.strategy_reason);
+    let position = at(&held.start, "wsrep_position");
+    assert!(position.len() >= 38 && !position.ends_with(':'), "{position}");
     let application = commits(application, A_MOMENT).await.expect("the cluster does not wait");
     assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Bounded);
 
@@ -668,7 +670,7 @@ async fn servers_we_cannot_hold_are_refused_by_their_version() {
     let place = Place::of("nobody");
     let cases = [
         ("5.6.51", "it is MySQL 5.6.51; held are versions 5.7 and newer", "hook"),
-        ("5.5.68-MariaDB", "it is MariaDB 5.5.68-MariaDB; held are versions 10.0 and newer", "upgrade"),
+        ("5.5.68-MariaDB", "it is MariaDB 5.5.68-MariaDB; held are versions 10.1 and newer", "upgrade"),
     ];
     for (version, why, hint) in cases {
         let (greeting, answers) = of_version(version);

@@ -531,6 +531,55 @@ async fn a_global_lock_that_failed_is_let_go_at_once() {
 }
 
 #[tokio::test]
+async fn a_long_statement_on_a_table_that_should_be_locked_leaves_it_open_and_that_is_said() {
+    with(Release::Sid, "a_long_statement_on_a_table", &[], async |server| {
+        let mut application = server.with_table().await;
+        run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+        run(&mut application, "INSERT INTO app.m VALUES (1)").await;
+        let (id, running) = busy(&server, "SELECT i, SLEEP(30) FROM app.m").await;
+        // Too young for the guard: the lock is tried, waits, and is let go.
+        let mut session = connect(&server.target()).await;
+        hold(&mut session).await;
+        let held = session.describe();
+        assert_eq!((held.strategy.as_str(), held.claim()), ("instance-lock", Claim::Recoverable));
+        assert!(codes(&session.remarks()).contains(&"READERS_WAIT"));
+        let application = commits(application).await;
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!(proof.problem.expect("it is said").code, "TABLES_NOT_LOCKED");
+        // Now it is seen.
+        let refuse = Target { guard: Duration::ZERO, busy: Busy::Refuse, ..server.target() };
+        let mut session = connect(&refuse).await;
+        let error = session.soften(LIMIT).await.expect_err("it is in the way");
+        assert!(error.to_string().contains("SELECT i, SLEEP(?) FROM app.m"), "{error}");
+        end(&server, id, running).await;
+        hold(&mut session).await;
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Bounded);
+        commits(application).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_records_nothing_or_takes_no_writes_is_held_all_the_same() {
+    for release in [Release::Bionic, Release::Noble, Release::Sid] {
+        for setting in ["performance-schema=OFF", "super-read-only=ON"] {
+            with(release, "records_nothing", &["log-bin=binlog"], async |server| {
+                drop(server.with_table().await);
+                let server = server.restart(&["log-bin=binlog", setting]);
+                for (strategy, claim) in [(Strategy::Auto, Claim::Bounded), (Strategy::GlobalLock, Claim::Exact)] {
+                    let mut session = connect(&asking(&server, strategy)).await;
+                    hold(&mut session).await;
+                    let proof = session.prove_and_release(LIMIT).await;
+                    let (got, why) = (proof.database.claim(), proof.problem);
+                    assert_eq!((got, why), (claim, None), "{release:?} {setting} {strategy:?}");
+                }
+            })
+            .await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn ddl_in_front_of_the_instance_lock_leaves_the_freeze() {
     with(Release::Sid, "ddl_in_front", &[], async |server| {
         let application = commits(server.with_table().await).await;

@@ -107,6 +107,7 @@ impl Session {
             };
             self.say(Severity::Warning, "CLUSTER_NODE", message, hint);
         }
+        self.may.read_galera = self.cluster == Cluster::Galera;
         let channels = replicas::read(&mut self.link, &self.server, deadline).await?.unwrap_or_default();
         self.may.read_replicas = !channels.is_empty();
         for (severity, code, message, hint) in replicas::remarks(&channels, &self.settings) {
@@ -167,7 +168,8 @@ impl Session {
             return Ok(());
         }
         let read = if_allowed(self.link.row::<2>(deadline, coordinates::LOG_STATUS).await)?;
-        self.may.read_log_status = read.is_some();
+        // Empty: performance_schema is switched off.
+        self.may.read_log_status = read.as_ref().is_some_and(|[local, _]| !local.is_empty());
         const LOCKS: &str = "SELECT 1 FROM performance_schema.metadata_locks LIMIT 0";
         let locks = if_allowed(self.link.run(deadline, LOCKS).await)?;
         for (allowed, table, what) in [

@@ -19,7 +19,7 @@
 use super::{
     LOCK_WAIT_TIMEOUT, Session,
     coordinates::{moved, told, witness},
-    link::{Trouble, code, if_allowed},
+    link::{Trouble, code},
     locks::{END_WAIT, Lock},
     strategy::Kind,
     tables::Table,
@@ -65,7 +65,11 @@ impl Session {
             "SELECT OBJECT_TYPE, IFNULL(OBJECT_SCHEMA, ''), IFNULL(OBJECT_NAME, ''), LOCK_TYPE \
              FROM performance_schema.metadata_locks WHERE OWNER_THREAD_ID = {thread} AND LOCK_STATUS = 'GRANTED'"
         );
-        let Some(seen) = if_allowed(self.link.table(deadline, &locks).await)? else { return Ok(Sight::Unseen) };
+        let seen = match self.link.table(deadline, &locks).await {
+            // Not for us, or performance_schema is switched off.
+            Err(failed) if code(&failed).is_some() => return Ok(Sight::Unseen),
+            answer => answer?,
+        };
         Ok(seen_of(&seen, kind, self.server.has_instance_lock(), &self.tables.non_transactional))
     }
 
