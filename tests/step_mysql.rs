@@ -3,6 +3,8 @@
 #[path = "step_servers/mysql.rs"]
 mod mysql;
 mod step_servers;
+#[path = "step_servers/stop.rs"]
+mod stop;
 
 use std::time::Duration;
 
@@ -315,6 +317,148 @@ async fn an_account_that_sees_no_table_has_not_seen_that_there_is_none() {
 }
 
 #[tokio::test]
+async fn tables_whose_files_were_seen_count_even_if_the_server_tells_of_none() {
+    with(Release::Sid, "files_were_seen", &[], async |server| {
+        drop(server.with_table().await);
+        let mut session = connect(&server.target()).await;
+        assert_eq!(session.describe().strategy, "instance-lock");
+        session.doubt_tables();
+        hold(&mut session).await;
+        let held = session.describe();
+        assert_eq!((held.strategy.as_str(), held.claim()), ("global-lock", Claim::Exact));
+        let mut all = Vec::new();
+        assert!(remark(&session, "TABLES_UNKNOWN", &mut all).message.contains("files of such tables"));
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Exact);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_least_account_is_enough_for_every_way_to_hold() {
+    for release in Release::ALL {
+        let settings = ["log-bin=binlog", "sync-binlog=1", "gtid-mode=ON", "enforce-gtid-consistency=ON"];
+        with(release, "the_least_account", &settings, async |server| {
+            let mut dba = server.with_table().await;
+            run(&mut dba, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
+            let old =
+                ["RELOAD, PROCESS, REPLICATION CLIENT, REFERENCES ON *.*", "SELECT ON performance_schema.threads"];
+            let new = [
+                "BACKUP_ADMIN, XA_RECOVER_ADMIN ON *.*",
+                "SELECT ON performance_schema.log_status",
+                "SELECT ON performance_schema.metadata_locks",
+            ];
+            let grants = old.iter().chain(if release.instance_lock() { &new[..] } else { &new[2..] });
+            for grant in grants {
+                run(&mut dba, &format!("GRANT {grant} TO keeper@localhost")).await;
+            }
+            let keeper = |strategy| Target {
+                user: Some("keeper".to_owned()),
+                password_file: Some(password_file(&server.place, "right\n")),
+                strategy,
+                ..server.target()
+            };
+            for (strategy, claim) in [
+                (Strategy::Auto, Claim::Bounded),
+                (Strategy::GlobalLock, Claim::Exact),
+                (Strategy::FreezeOnly, Claim::Bounded),
+            ] {
+                let mut session = connect(&keeper(strategy)).await;
+                hold(&mut session).await;
+                assert_eq!(codes(&session.remarks()), [""; 0], "{release:?} {strategy:?}");
+                let proof = session.prove_and_release(LIMIT).await;
+                assert_eq!((proof.database.claim(), proof.problem), (claim, None), "{release:?} {strategy:?}");
+            }
+            // Locking tables one by one takes the right to do so, and to read them.
+            run(&mut dba, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+            run(&mut dba, "GRANT LOCK TABLES, SELECT ON app.* TO keeper@localhost").await;
+            let mut session = connect(&keeper(Strategy::TableLocks)).await;
+            hold(&mut session).await;
+            assert_eq!(session.describe().strategy, "table-locks", "{release:?}");
+            let proof = session.prove_and_release(LIMIT).await;
+            let (claim, said) = (proof.database.claim(), proof.problem.map(|problem| problem.hint));
+            if release.instance_lock() {
+                assert_eq!((claim, said), (Claim::Bounded, None), "{release:?}");
+            } else {
+                // 5.7 does not record locks; what it takes to show them otherwise is said.
+                assert_eq!(claim, Claim::Recoverable);
+                for grant in said.expect("it is said").split("; ") {
+                    run(&mut dba, grant).await;
+                }
+                let mut session = connect(&keeper(Strategy::TableLocks)).await;
+                hold(&mut session).await;
+                let proof = session.prove_and_release(LIMIT).await;
+                assert_eq!((proof.database.claim(), proof.problem), (Claim::Bounded, None));
+            }
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn what_may_not_be_locked_alone_is_locked_with_all_others_and_the_cure_is_said() {
+    with(Release::Sid, "may_not_be_locked_alone", &[], async |server| {
+        let mut application = server.with_table().await;
+        run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+        run(&mut application, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
+        run(&mut application, "GRANT BACKUP_ADMIN, RELOAD, PROCESS, REFERENCES ON *.* TO keeper@localhost").await;
+        let small = Target {
+            user: Some("keeper".to_owned()),
+            password_file: Some(password_file(&server.place, "right\n")),
+            ..server.target()
+        };
+        let mut session = connect(&small).await;
+        let mut all = Vec::new();
+        let grant = remark(&session, "TABLES_NOT_LOCKABLE", &mut all).hint.clone();
+        hold(&mut session).await;
+        assert_eq!(session.describe().strategy, "global-lock");
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Exact);
+        let asked = Target { strategy: Strategy::TableLocks, ..small };
+        assert_eq!(refused(&asked).await.hint, grant);
+        run(&mut application, &grant).await;
+        let mut session = connect(&asked).await;
+        hold(&mut session).await;
+        assert_eq!(session.describe().strategy, "table-locks");
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Bounded);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lock_that_the_server_does_not_record_is_shown_by_what_its_holder_is_refused() {
+    with(Release::Bionic, "a_lock_not_recorded", &[], async |server| {
+        let mut application = server.with_table().await;
+        run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+        for (strategy, claim) in [(Strategy::Auto, Claim::Exact), (Strategy::TableLocks, Claim::Bounded)] {
+            let mut session = connect(&asking(&server, strategy)).await;
+            hold(&mut session).await;
+            let proof = session.prove_and_release(LIMIT).await;
+            assert_eq!((proof.database.claim(), proof.problem), (claim, None), "{strategy:?}");
+        }
+        run(&mut application, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
+        run(&mut application, "GRANT RELOAD, PROCESS, REFERENCES ON *.* TO keeper@localhost").await;
+        let small = Target {
+            user: Some("keeper".to_owned()),
+            password_file: Some(password_file(&server.place, "right\n")),
+            ..server.target()
+        };
+        let mut session = connect(&small).await;
+        hold(&mut session).await;
+        assert_eq!(session.describe().claim(), Claim::Recoverable, "it is known before the freeze");
+        let proof = session.prove_and_release(LIMIT).await;
+        let problem = proof.problem.expect("it is said");
+        assert_eq!((proof.database.claim(), problem.code.as_str()), (Claim::Recoverable, "LOCK_NOT_SHOWN"));
+        for grant in problem.hint.split("; ") {
+            run(&mut application, grant).await;
+        }
+        let mut session = connect(&small).await;
+        hold(&mut session).await;
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!((proof.database.claim(), proof.problem), (Claim::Exact, None));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_long_select_in_front_of_the_global_lock_is_waited_for_and_then_it_is_held_with_less() {
     with(Release::Sid, "a_long_select", &[], async |server| {
         let application = commits(server.with_table().await).await;
@@ -383,6 +527,55 @@ async fn a_global_lock_that_failed_is_let_go_at_once() {
             end(&server, id, running).await;
         })
         .await;
+    }
+}
+
+#[tokio::test]
+async fn a_long_statement_on_a_table_that_should_be_locked_leaves_it_open_and_that_is_said() {
+    with(Release::Sid, "a_long_statement_on_a_table", &[], async |server| {
+        let mut application = server.with_table().await;
+        run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
+        run(&mut application, "INSERT INTO app.m VALUES (1)").await;
+        let (id, running) = busy(&server, "SELECT i, SLEEP(30) FROM app.m").await;
+        // Too young for the guard: the lock is tried, waits, and is let go.
+        let mut session = connect(&server.target()).await;
+        hold(&mut session).await;
+        let held = session.describe();
+        assert_eq!((held.strategy.as_str(), held.claim()), ("instance-lock", Claim::Recoverable));
+        assert!(codes(&session.remarks()).contains(&"READERS_WAIT"));
+        let application = commits(application).await;
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!(proof.problem.expect("it is said").code, "TABLES_NOT_LOCKED");
+        // Now it is seen.
+        let refuse = Target { guard: Duration::ZERO, busy: Busy::Refuse, ..server.target() };
+        let mut session = connect(&refuse).await;
+        let error = session.soften(LIMIT).await.expect_err("it is in the way");
+        assert!(error.to_string().contains("SELECT i, SLEEP(?) FROM app.m"), "{error}");
+        end(&server, id, running).await;
+        hold(&mut session).await;
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Bounded);
+        commits(application).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_records_nothing_or_takes_no_writes_is_held_all_the_same() {
+    for release in [Release::Bionic, Release::Noble, Release::Sid] {
+        for setting in ["performance-schema=OFF", "super-read-only=ON"] {
+            with(release, "records_nothing", &["log-bin=binlog"], async |server| {
+                drop(server.with_table().await);
+                let server = server.restart(&["log-bin=binlog", setting]);
+                for (strategy, claim) in [(Strategy::Auto, Claim::Bounded), (Strategy::GlobalLock, Claim::Exact)] {
+                    let mut session = connect(&asking(&server, strategy)).await;
+                    hold(&mut session).await;
+                    let proof = session.prove_and_release(LIMIT).await;
+                    let (got, why) = (proof.database.claim(), proof.problem);
+                    assert_eq!((got, why), (claim, None), "{release:?} {setting} {strategy:?}");
+                }
+            })
+            .await;
+        }
     }
 }
 
@@ -500,12 +693,28 @@ async fn a_session_that_was_killed_is_not_called_proven() {
 }
 
 #[tokio::test]
+async fn a_server_that_was_killed_while_held_is_not_called_proven() {
+    with(Release::Sid, "a_server_that_was_killed", &[], async |server| {
+        let mut server = server;
+        let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
+        hold(&mut session).await;
+        server.running.kill();
+        assert!(session.closed(), "it shows on the socket alone");
+        let started = monotonic();
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!(proof.database.claim(), Claim::Recoverable);
+        assert!(monotonic() - started < Duration::from_secs(3));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stopped_server_does_not_keep_the_hold() {
     with(Release::Sid, "a_stopped_server", &[], async |server| {
         let application = server.with_table().await;
         let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
         hold(&mut session).await;
-        let pid = server.running.stop();
+        let pid = stop::stop(server.running.pid());
         let started = monotonic();
         let proof = session.prove_and_release(LIMIT).await;
         let took = monotonic() - started;
@@ -526,6 +735,10 @@ async fn timeouts_set_against_us_do_not_end_the_hold() {
         hold(&mut session).await;
         tokio::time::sleep(Duration::from_millis(2500)).await; // longer than the server waits for others
         assert!(!session.closed());
+        let ours = "SELECT COUNT(*) FROM performance_schema.threads WHERE PROCESSLIST_USER = 'root'";
+        let mut dba = server.client().await;
+        run(&mut dba, "SET SESSION max_execution_time = 0").await;
+        assert_eq!(number(&mut dba, ours).await, 3, "ours, the second one, and this");
         let proof = session.prove_and_release(LIMIT).await;
         assert_eq!((proof.database.claim(), proof.problem), (Claim::Exact, None));
     })

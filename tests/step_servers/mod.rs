@@ -88,21 +88,6 @@ impl Running {
         self.child.id().cast_signed()
     }
 
-    /// Stops every thread of it; they may go on for a moment after the signal.
-    pub fn stop(&self) -> nix::unistd::Pid {
-        let pid = nix::unistd::Pid::from_raw(self.pid());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).expect("ours");
-        let stopped = |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'));
-        let running = || {
-            let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("ours").flatten();
-            tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok()).any(|stat| !stopped(&stat))
-        };
-        while running() {
-            std::thread::sleep(Duration::from_millis(5)); // between two looks
-        }
-        pid
-    }
-
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -242,6 +242,15 @@ impl Session {
         }
     }
 
+    /// Files of tables without transactions lie in its data directory (`*.MYD`, `*.MAD`, `*.CSV`, `*.ARZ`, other than the
+    /// server's own). If it has told of no such table it does not tell us all, and it is held as if there were many.
+    pub fn doubt_tables(&mut self) {
+        match &mut self.engine {
+            Held::Postgres(_) => {}
+            Held::Mysql(session) => session.doubt_tables(),
+        }
+    }
+
     /// Things the operator should know (statement logging on a frozen disk, relaxed durability …).
     pub fn remarks(&self) -> Vec<proto::Problem> {
         let mut remarks = self.remarks.clone();

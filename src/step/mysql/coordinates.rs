@@ -19,6 +19,7 @@ use crate::{
 pub(super) struct May {
     pub read_log_status: bool,
     pub read_replicas: bool,
+    pub read_galera: bool,
 }
 
 /// Longest value that is told.
@@ -61,6 +62,12 @@ pub(super) async fn read(
         if let Some([file, position]) = if_allowed(link.row(deadline, server.binary_log_status()).await)? {
             found.extend([coordinate("binlog_file", file), coordinate("binlog_position", position)]);
         }
+    }
+    if may.read_galera {
+        let status = link.pairs(deadline, "SHOW GLOBAL STATUS LIKE 'wsrep\\_l%'").await?;
+        let of = |name: &str| status.get(name).map_or("", String::as_str);
+        let position = format!("{}:{}", of("wsrep_local_state_uuid"), of("wsrep_last_committed"));
+        found.push(coordinate("wsrep_position", position));
     }
     if may.read_replicas {
         let channels = replicas::read(link, server, deadline).await?.unwrap_or_default();

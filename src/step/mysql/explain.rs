@@ -14,6 +14,7 @@ const LOGIN_DENIED: [u16; 2] = [1045, 1698];
 const TOO_MANY_CONNECTIONS: u16 = 1040;
 const TOO_MANY_OF_USER: [u16; 2] = [1203, 1226];
 const HOST_DENIED: u16 = 1130;
+const NOT_ENCRYPTED: u16 = 3159;
 const PLUGIN_NOT_LOADED: u16 = 1524;
 const ACCOUNT_LOCKED: [u16; 2] = [3118, 4151];
 const PASSWORD_EXPIRED: [u16; 2] = [1820, 1862];
@@ -72,6 +73,7 @@ fn cure(target: &Target, user: &str, said: &ServerError) -> String {
         HOST_DENIED => {
             format!("the account must be allowed to come from here, or use its unix socket (`socket` of {name})")
         }
+        NOT_ENCRYPTED => format!("connect by its unix socket (`socket` of {name}): that counts as safe"),
         PLUGIN_NOT_LOADED => other_plugin(user),
         code if ACCOUNT_LOCKED.contains(&code) => format!("ALTER USER {account} ACCOUNT UNLOCK"),
         code if PASSWORD_EXPIRED.contains(&code) => format!("ALTER USER {account} PASSWORD EXPIRE NEVER"),

@@ -20,7 +20,7 @@ pub(super) struct Server {
 }
 
 /// The oldest versions whose behaviour is known here. Older ones lack statements this file relies on.
-const OLDEST_MARIADB: Version = (10, 0, 0);
+const OLDEST_MARIADB: Version = (10, 1, 0);
 const OLDEST_MYSQL: Version = (5, 7, 0);
 
 impl Server {
@@ -71,7 +71,7 @@ impl Server {
 
     /// The version from which on this engine can be held, if this one is older.
     pub fn too_old(&self) -> Option<&'static str> {
-        let (oldest, named) = if self.is_mariadb() { (OLDEST_MARIADB, "10.0") } else { (OLDEST_MYSQL, "5.7") };
+        let (oldest, named) = if self.is_mariadb() { (OLDEST_MARIADB, "10.1") } else { (OLDEST_MYSQL, "5.7") };
         (self.version < oldest).then_some(named)
     }
 
@@ -85,9 +85,15 @@ impl Server {
         self.mysql_since((8, 0, 11))
     }
 
-    /// BINLOG MONITOR and SLAVE MONITOR; one privilege, REPLICATION CLIENT, before.
-    pub fn has_monitor_privileges(&self) -> bool {
-        self.mariadb_since((10, 5, 9))
+    /// What KILL on other people's sessions needs.
+    pub fn privilege_to_kill(&self) -> &'static str {
+        if self.has_instance_lock() {
+            "CONNECTION_ADMIN"
+        } else if self.mariadb_since((10, 5, 2)) {
+            "CONNECTION ADMIN"
+        } else {
+            "SUPER"
+        }
     }
 
     /// `PS_CURRENT_THREAD_ID()`: names our own thread without any grant.
@@ -158,7 +164,7 @@ mod tests {
     #[test]
     fn what_is_too_old_is_told_the_version_it_needs() {
         assert_eq!(told("5.6.51", "").too_old(), Some("5.7"));
-        assert_eq!(told("5.5.68-MariaDB", "").too_old(), Some("10.0"));
+        assert_eq!(told("5.5.68-MariaDB", "").too_old(), Some("10.1"));
         assert_eq!(told("5.7.44", "").too_old(), None);
         assert_eq!(told("10.3.39-MariaDB", "").too_old(), None);
     }

@@ -12,6 +12,7 @@
 //!
 //! Coordinates are read before the flush: whatever they name is then flushed, also where commits go on.
 
+mod arrive;
 mod cluster;
 mod connect;
 mod coordinates;
@@ -23,10 +24,12 @@ mod grants;
 mod guard;
 mod link;
 mod locks;
+mod obstacle;
 mod places;
 mod prepare;
 mod proof;
 mod replicas;
+mod rights;
 mod settings;
 mod statement;
 mod strategy;
@@ -64,6 +67,8 @@ pub(super) struct Session {
     /// names our thread in performance_schema, as SQL
     thread: Option<String>,
     tables: Tables,
+    /// files say that there are more
+    doubted: bool,
     places: Vec<Place>,
     choice: Choice,
     remarks: Vec<proto::Problem>,
@@ -75,6 +80,8 @@ pub(super) struct Session {
     prepared: Option<u32>,
     /// every acknowledged commit was written out at the barrier, or none had to be
     flushed: bool,
+    /// after the thaw it can be shown that it was held
+    provable: bool,
     lock: Lock,
     /// the lock was seen after it was taken
     seen: bool,
@@ -127,6 +134,7 @@ impl Session {
             }
         }
         let logical = self.position(deadline).await.map_err(|failed| self.error("read the position of", failed))?;
+        self.provable = self.can_be_shown(kind, &logical);
         let flushed = flush::flush(&mut self.link, &self.server, deadline).await;
         self.flushed = flushed.map_err(|failed| self.error("flush", failed))?;
         let physical = coordinates::physical(&mut self.link, &self.server, self.may, deadline).await;
@@ -145,7 +153,12 @@ impl Session {
     }
 
     fn worth(&self) -> Worth {
-        Worth { flushed: self.flushed, redo: self.settings.writes_redo(), tables: self.tables.count() }
+        Worth {
+            flushed: self.flushed,
+            redo: self.settings.writes_redo(),
+            tables: self.tables.count(),
+            provable: self.provable,
+        }
     }
 
     pub(super) async fn release(mut self, deadline: Deadline) -> Result<(), Error> {

@@ -1,172 +1,18 @@
-//! Before anybody waits: connecting, finding out what the server is and has, and bringing it close to the point at which
-//! it is held.
+//! Before anybody waits: bringing it close to the point at which it is held, and saying what lowers the claim.
 
 use super::{
-    CONNECT, Choice, Cluster, END_WAIT, Kind, Lock, May, Session, Tables, cluster, connect, coordinates, elsewhere,
-    explain::explain,
-    flavour::Server,
+    Choice, END_WAIT, Kind, Session, arrive, connect,
     flush::FLUSH,
     grants,
-    link::{Link, Trouble, code, if_allowed},
-    places, replicas,
-    settings::Settings,
-    strategy, tables,
+    link::{Trouble, if_allowed},
+    strategy,
 };
 use crate::{
     proto::{self, Severity},
-    step::database::{Deadline, Error, Target, remark},
+    step::database::{Deadline, Error, remark},
 };
 
-/// What a server without the right says to UNLOCK INSTANCE and BACKUP STAGE END, else they do nothing.
-const NOT_IN_A_STAGE: u16 = 4146;
-
 impl Session {
-    /// # Errors
-    /// Not reachable, not permitted, too old, in no state to be held now; each with its cure.
-    pub(in crate::step) async fn connect(target: &Target, deadline: Deadline) -> Result<Session, Error> {
-        let login = target.user.clone().unwrap_or_else(|| "root".to_owned());
-        let mut link = connect::open(target, &login, deadline).await?;
-        let failed = |failed| explain(target, &login, CONNECT, failed);
-        let problem = |why, hint: String| Error { name: target.name.clone(), what: CONNECT, why, hint };
-        let told = link.row(deadline, "SELECT VERSION(), @@version_comment, CURRENT_USER()").await;
-        let [version, comment, user]: [String; 3] = told.map_err(failed)?;
-        let Some(server) = Server::told(&version, &comment) else {
-            return Err(problem(format!("its version, {version}, is none of MySQL or MariaDB"), HOOK.to_owned()));
-        };
-        if let Some(oldest) = server.too_old() {
-            let why = format!("it is {} {version}; held are versions {oldest} and newer", server.name());
-            return Err(problem(why, HOOK.to_owned()));
-        }
-        settle(&mut link, &server, deadline).await.map_err(failed)?;
-        let settings = Settings::read(&mut link, &server, deadline).await.map_err(failed)?;
-        let cluster = cluster::look(&mut link, &settings, deadline).await.map_err(failed)?;
-        if let Some((why, hint)) = cluster.not_now {
-            return Err(problem(why, hint.to_owned()));
-        }
-        let mut session = Session {
-            target: target.clone(),
-            link,
-            second: None,
-            user,
-            places: places::named(&settings),
-            cluster: cluster.cluster,
-            server,
-            settings,
-            may: May::default(),
-            thread: None,
-            tables: Tables::default(),
-            choice: Choice { kind: Kind::FreezeOnly, why: String::new() },
-            remarks: Vec::new(),
-            lowered: None,
-            writers: None,
-            prepared: None,
-            flushed: true,
-            lock: Lock::Nothing,
-            seen: false,
-            start: Vec::new(),
-        };
-        session.look_around(deadline).await.map_err(|failed| session.error(CONNECT, failed))?;
-        session.may_hold(deadline).await.map_err(|failed| session.error(CONNECT, failed))?;
-        Ok(session)
-    }
-
-    /// Everything that decides how to hold and what to say about it.
-    async fn look_around(&mut self, deadline: Deadline) -> Result<(), Trouble> {
-        self.remarks.extend(elsewhere(&self.target.name, &self.link.socket));
-        if !places::add_far(&mut self.places, &mut self.link, &self.server, deadline).await? {
-            let hint = self.grant("PROCESS");
-            self.say(Severity::Warning, "TABLESPACES_UNKNOWN", "tables with a DATA DIRECTORY may be missed", hint);
-        }
-        for (severity, code, message, hint) in self.settings.remarks(&self.server) {
-            self.say(severity, code, message, hint);
-        }
-        self.find_replication(deadline).await?;
-        self.find_tables(deadline).await?;
-        if !self.server.is_mariadb() {
-            self.find_evidence(deadline).await?;
-        }
-        self.count_transactions(deadline).await
-    }
-
-    async fn find_replication(&mut self, deadline: Deadline) -> Result<(), Trouble> {
-        if self.cluster != Cluster::None {
-            let message = "it is a member of a cluster: frozen, it answers nobody, and a long hold may expel it";
-            let hint = match self.cluster {
-                Cluster::Galera => "hold one node at a time, for less than evs.suspect_timeout",
-                Cluster::Group => {
-                    "hold one member at a time, for less than group_replication_member_expel_timeout + 5 s"
-                }
-                Cluster::None => "",
-            };
-            self.say(Severity::Warning, "CLUSTER_NODE", message, hint);
-        }
-        let channels = replicas::read(&mut self.link, &self.server, deadline).await?.unwrap_or_default();
-        self.may.read_replicas = !channels.is_empty();
-        for (severity, code, message, hint) in replicas::remarks(&channels, &self.settings) {
-            self.say(severity, code, message, hint);
-        }
-        Ok(())
-    }
-
-    /// Lists the tables, and chooses by them.
-    pub(super) async fn find_tables(&mut self, deadline: Deadline) -> Result<(), Trouble> {
-        self.tables = tables::list(&mut self.link, &self.server, deadline).await?;
-        self.choice = strategy::choose(&self.server, self.target.strategy, self.cluster, self.tables.count());
-        if let Some(why) = self.tables.unknown {
-            let message = format!("which tables have no transactions is not known: {why}");
-            let hint = if self.tables.need_a_grant() { self.grant("REFERENCES") } else { String::new() };
-            self.say(Severity::Warning, "TABLES_UNKNOWN", message, hint);
-        }
-        Ok(())
-    }
-
-    /// What proves a lock, and what tells all positions at one instant.
-    async fn find_evidence(&mut self, deadline: Deadline) -> Result<(), Trouble> {
-        const OURS: &str = "SELECT THREAD_ID FROM performance_schema.threads WHERE PROCESSLIST_ID = CONNECTION_ID()";
-        self.thread = if self.server.knows_its_thread() {
-            Some("PS_CURRENT_THREAD_ID()".to_owned())
-        } else {
-            let own = if_allowed(self.link.row(deadline, OURS).await)?;
-            own.map(|[id]| id).filter(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
-        };
-        if !self.server.has_instance_lock() {
-            return Ok(());
-        }
-        let read = if_allowed(self.link.row::<2>(deadline, coordinates::LOG_STATUS).await)?;
-        self.may.read_log_status = read.is_some();
-        const LOCKS: &str = "SELECT 1 FROM performance_schema.metadata_locks LIMIT 0";
-        let locks = if_allowed(self.link.run(deadline, LOCKS).await)?;
-        for (allowed, table, what) in [
-            (read.is_some(), "log_status", "the positions of the logs are read one after the other"),
-            (locks.is_some(), "metadata_locks", "the server's own record of the lock cannot be shown"),
-        ] {
-            if !allowed {
-                let account = grants::account(&self.user);
-                let hint = format!("GRANT SELECT ON performance_schema.{table} TO {account}");
-                self.say(Severity::Note, "LESS_EVIDENCE", what, hint);
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether we may is checked even where there is nothing to end. Better to learn it now.
-    async fn may_hold(&mut self, deadline: Deadline) -> Result<(), Trouble> {
-        let kind = self.choice.kind;
-        if kind == Kind::BackupStages {
-            return match self.link.run(deadline, "BACKUP STAGE END").await {
-                Err(failed) if code(&failed) == Some(NOT_IN_A_STAGE) => Ok(()),
-                answer => answer,
-            };
-        }
-        if kind != Kind::FreezeOnly && self.server.has_instance_lock() {
-            self.link.run(deadline, "UNLOCK INSTANCE").await?;
-        }
-        // RELOAD, which the global lock needs too. Freezing only, it is needed if the flush is.
-        let needed = kind != Kind::FreezeOnly || self.settings.get("innodb_flush_log_at_trx_commit") == "0";
-        let flushed = self.link.run(deadline, FLUSH).await;
-        if needed { flushed } else { if_allowed(flushed).map(drop) }
-    }
-
     /// # Errors
     /// The server refused or did not answer, or something is in the way and `busy` says to refuse then.
     pub(in crate::step) async fn soften(&mut self, deadline: Deadline) -> Result<(), Error> {
@@ -187,7 +33,11 @@ impl Session {
     async fn open_second(&mut self, deadline: Deadline) {
         let login = self.target.user.clone().unwrap_or_else(|| "root".to_owned());
         match connect::open(&self.target, &login, deadline.at_most(END_WAIT)).await {
-            Ok(link) => self.second = Some(link),
+            Ok(mut link) => {
+                // It waits as long as the other one.
+                let _ = arrive::settle(&mut link, &self.server, deadline.at_most(END_WAIT)).await;
+                self.second = Some(link);
+            }
             Err(error) => {
                 let message =
                     format!("there is no second connection to end the lock with, if it gets stuck: {}", error.why);
@@ -235,6 +85,12 @@ impl Session {
                 format!("{}; {}", self.grant("RELOAD"), self.grant("PROCESS"))
             };
             self.lowered = Some(remark(&name, Severity::Warning, "NOT_FLUSHED", message, hint));
+        } else if !worth.provable {
+            let message = "the server does not show that the lock is held, and has no binary log whose position would";
+            let account = grants::account(&self.user);
+            let hint =
+                format!("GRANT LOCK TABLES ON mysql.* TO {account}; GRANT SELECT ON mysql.time_zone TO {account}");
+            self.lowered = Some(remark(&name, Severity::Warning, "LOCK_NOT_SHOWN", message, hint));
         } else if !worth.tables.none() && !self.choice.kind.quiets_tables() {
             let named: Vec<String> = self.tables.non_transactional.iter().take(SOME).map(ToString::to_string).collect();
             let more = self.tables.non_transactional.len().saturating_sub(SOME);
@@ -257,9 +113,6 @@ impl Session {
 /// So many tables are named in a sentence.
 const SOME: usize = 5;
 
-const HOOK: &str = "its files are frozen all the same, as a crash would leave them; upgrade it, or write a hook that does \
-                    what your version needs";
-
 fn claim_text(claim: proto::Claim) -> &'static str {
     match claim {
         proto::Claim::Exact => "exact",
@@ -268,14 +121,4 @@ fn claim_text(claim: proto::Claim) -> &'static str {
         proto::Claim::Uncovered => "uncovered",
         proto::Claim::Unspecified => "nothing",
     }
-}
-
-/// Makes the session outlive the hold.
-async fn settle(link: &mut Link, server: &Server, deadline: Deadline) -> Result<(), Trouble> {
-    let unlimited = if server.is_mariadb() { "max_statement_time = 0" } else { "max_execution_time = 0" };
-    let settle = format!(
-        "SET SESSION wait_timeout = 86400, interactive_timeout = 86400, {unlimited}, lock_wait_timeout = 1, autocommit = 1, \
-         sql_mode = '', time_zone = 'SYSTEM'"
-    );
-    link.run(deadline, &settle).await
 }

@@ -6,18 +6,20 @@
 //!
 //! A session keeps its locks until it releases them or ends, so a session that answers and has not released still
 //! holds. That alone is not taken for proof. Backup stages: END succeeds only for a session that is in a stage (else
-//! error 4146). MySQL: `performance_schema.metadata_locks` shows what our thread holds. MariaDB's global lock: entering
-//! a backup stage is refused to the session that has it (1223). Where none of these can be asked (MySQL 5.7 does not
-//! record locks by default), equal positions of the binary log must show that nothing was committed.
+//! error 4146). MySQL: `performance_schema.metadata_locks` shows what our thread holds. Where that shows nothing (MariaDB;
+//! MySQL 5.7 does not record locks unless told to; no grant) we try what only the holder of the lock is refused: the
+//! holder of the global lock may not lock a table for writing (1223), the holder of table locks may not read any other
+//! table (1100). Where that may not be tried either, equal positions of the binary log must show that nothing was
+//! committed. Where there is none, nothing is claimed, and that is said before the freeze.
 //!
 //! Independently, under a lock that stops commits the binary log's positions must be the same before and after. InnoDB's
 //! LSN is no such witness: it moves with uncommitted writes and background work, `Com_commit` and `Handler_commit` with
 //! attempts and with reads.
 
 use super::{
-    Session,
+    LOCK_WAIT_TIMEOUT, Session,
     coordinates::{moved, told, witness},
-    link::{Trouble, code, if_allowed},
+    link::{Trouble, code},
     locks::{END_WAIT, Lock},
     strategy::Kind,
     tables::Table,
@@ -27,8 +29,10 @@ use crate::{
     step::database::{Deadline, Proof, remark, unproven},
 };
 
-/// The session has the global read lock and may not enter a backup stage.
+/// Refused to the session that has the global read lock.
 const CONFLICTING_READ_LOCK: u16 = 1223;
+/// Refused to a session that has locked other tables.
+const NOT_LOCKED: u16 = 1100;
 
 /// One lock our thread holds: (object type, schema, name, lock type).
 type Seen = [String; 4];
@@ -50,29 +54,48 @@ impl Session {
             self.link.run(deadline, "SELECT CONNECTION_ID()").await?;
             return Ok(Sight::Held);
         }
-        if self.server.is_mariadb() {
-            return self.sight_of_mariadb(kind, deadline).await;
-        }
+        let recorded = self.recorded(kind, deadline).await?;
+        if recorded == Sight::Unseen { self.tried(kind, deadline).await } else { Ok(recorded) }
+    }
+
+    /// As the server records it.
+    async fn recorded(&mut self, kind: Kind, deadline: Deadline) -> Result<Sight, Trouble> {
         let Some(thread) = &self.thread else { return Ok(Sight::Unseen) };
         let locks = format!(
             "SELECT OBJECT_TYPE, IFNULL(OBJECT_SCHEMA, ''), IFNULL(OBJECT_NAME, ''), LOCK_TYPE \
              FROM performance_schema.metadata_locks WHERE OWNER_THREAD_ID = {thread} AND LOCK_STATUS = 'GRANTED'"
         );
-        let Some(seen) = if_allowed(self.link.table(deadline, &locks).await)? else { return Ok(Sight::Unseen) };
+        let seen = match self.link.table(deadline, &locks).await {
+            // Not for us, or performance_schema is switched off.
+            Err(failed) if code(&failed).is_some() => return Ok(Sight::Unseen),
+            answer => answer?,
+        };
         Ok(seen_of(&seen, kind, self.server.has_instance_lock(), &self.tables.non_transactional))
     }
 
-    async fn sight_of_mariadb(&mut self, kind: Kind, deadline: Deadline) -> Result<Sight, Trouble> {
-        if kind != Kind::GlobalLock || !self.server.has_stages() {
-            return Ok(Sight::Unseen);
-        }
-        match self.link.run(deadline, "BACKUP STAGE START").await {
-            Err(failed) if code(&failed) == Some(CONFLICTING_READ_LOCK) => Ok(Sight::Held),
-            Err(failed) => Err(failed),
+    /// As what is refused to the one who has it shows. If it were not refused, it would do nothing lasting.
+    async fn tried(&mut self, kind: Kind, deadline: Deadline) -> Result<Sight, Trouble> {
+        let (statement, undo, refused) = match kind {
+            Kind::GlobalLock if self.server.has_stages() => {
+                ("BACKUP STAGE START", Some("BACKUP STAGE END"), CONFLICTING_READ_LOCK)
+            }
+            Kind::GlobalLock => ("LOCK TABLES mysql.time_zone WRITE", Some("UNLOCK TABLES"), CONFLICTING_READ_LOCK),
+            Kind::TableLocks => ("SELECT 1 FROM mysql.time_zone LIMIT 0", None, NOT_LOCKED),
+            Kind::BackupStages | Kind::InstanceLock | Kind::FreezeOnly => return Ok(Sight::Unseen),
+        };
+        match self.link.run(deadline, statement).await {
             Ok(()) => {
-                self.link.run(deadline, "BACKUP STAGE END").await?;
+                if let Some(undo) = undo {
+                    self.link.run(deadline, undo).await?;
+                }
                 Ok(Sight::Gone)
             }
+            Err(failed) => match code(&failed) {
+                Some(said) if said == refused => Ok(Sight::Held),
+                Some(LOCK_WAIT_TIMEOUT) => Ok(Sight::Gone),
+                Some(_) => Ok(Sight::Unseen),
+                None => Err(failed),
+            },
         }
     }
 
@@ -110,7 +133,9 @@ impl Session {
             (_, Ok(Sight::Gone), _) => Some("the lock it held is gone".to_owned()),
             (Err(_), _, _) => Some("its position could not be read".to_owned()),
             (Ok(_), Ok(Sight::Held), Ok(())) => None,
-            (Ok(end), Ok(Sight::Unseen), Ok(())) => self.unseen(kind, end),
+            (Ok(_), Ok(Sight::Unseen), Ok(())) => {
+                self.seen.then(|| "its lock could be seen at the freeze, and cannot be seen now".to_owned())
+            }
         };
         let end = end.unwrap_or_default();
         database.end = told(&end);
@@ -129,16 +154,13 @@ impl Session {
         Proof { database, problem: Some(remark(&name, Severity::Warning, "DATABASE_MOVED", message, hint)) }
     }
 
-    /// The lock was seen after it was taken and cannot be seen now, or never could be.
-    fn unseen(&self, kind: Kind, end: &[proto::Coordinate]) -> Option<String> {
-        if self.seen {
-            return Some("its lock could be seen at the freeze, and cannot be seen now".to_owned());
-        }
+    /// Can it be shown after the thaw that it was held, other than by this session still being there?
+    pub(super) fn can_be_shown(&self, kind: Kind, start: &[proto::Coordinate]) -> bool {
         match kind {
-            Kind::GlobalLock if !witness(end) => {
-                Some("the server does not show its locks, and has no binary log whose position would".to_owned())
-            }
-            Kind::GlobalLock | Kind::BackupStages | Kind::InstanceLock | Kind::TableLocks | Kind::FreezeOnly => None,
+            Kind::GlobalLock => self.seen || witness(start),
+            Kind::TableLocks => self.seen,
+            // END shows it; or nothing that is claimed rests on it
+            Kind::BackupStages | Kind::InstanceLock | Kind::FreezeOnly => true,
         }
     }
 }

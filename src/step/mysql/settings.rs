@@ -150,8 +150,8 @@ impl Settings {
             say(Severity::Warning, "AUDIT_LOG", &message, "keep the audit log off the held disks");
         }
         if !self.is_on("log_bin") {
-            let message = "there is no binary log: that nothing was committed is proven by the lock alone, and the copy cannot \
-                           be rolled forward";
+            let message = "there is no binary log: the copy cannot be rolled forward, and no position shows what was committed \
+                           before it";
             say(Severity::Note, "NO_BINARY_LOG", message, "");
         }
         if self.is_relaxed() {

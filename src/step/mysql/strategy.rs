@@ -92,7 +92,8 @@ pub(super) struct Choice {
     pub why: String,
 }
 
-pub(super) fn choose(server: &Server, wanted: Strategy, cluster: Cluster, tables: Count) -> Choice {
+/// `lockable`: the account may lock these tables one by one.
+pub(super) fn choose(server: &Server, wanted: Strategy, cluster: Cluster, tables: Count, lockable: bool) -> Choice {
     let choice = |kind, why: &str| Choice { kind, why: why.to_owned() };
     match (wanted, cluster) {
         (Strategy::GlobalLock, _) => choice(Kind::GlobalLock, "`strategy` asks for it"),
@@ -112,11 +113,11 @@ pub(super) fn choose(server: &Server, wanted: Strategy, cluster: Cluster, tables
         (Strategy::Auto, Cluster::None) if server.is_mariadb() => {
             choice(Kind::GlobalLock, "MariaDB before 10.4 has no backup stages")
         }
-        (Strategy::Auto, Cluster::None) => mysql(server, tables),
+        (Strategy::Auto, Cluster::None) => mysql(server, tables, lockable),
     }
 }
 
-fn mysql(server: &Server, tables: Count) -> Choice {
+fn mysql(server: &Server, tables: Count, lockable: bool) -> Choice {
     let (kind, why) = match tables {
         Count::Known(0) if server.has_instance_lock() => {
             (Kind::InstanceLock, "all tables are transactional: nobody but DDL needs to wait".to_owned())
@@ -124,6 +125,11 @@ fn mysql(server: &Server, tables: Count) -> Choice {
         Count::Known(0) => {
             let why = "all tables are transactional, and MySQL 5.7 has no instance lock: nothing needs to be locked";
             (Kind::FreezeOnly, why.to_owned())
+        }
+        Count::Known(few) if few <= FEW && server.has_instance_lock() && !lockable => {
+            let why =
+                format!("{few} tables without transactions need to be quiet, and the account may not lock them alone");
+            (Kind::GlobalLock, why)
         }
         Count::Known(few) if few <= FEW && server.has_instance_lock() => {
             (Kind::TableLocks, format!("{few} tables without transactions are locked, all others go on"))
@@ -154,13 +160,15 @@ pub(super) struct Worth {
     /// InnoDB writes its redo log
     pub redo: bool,
     pub tables: Count,
+    /// that it was held can be shown afterwards
+    pub provable: bool,
 }
 
 /// What a hold of this kind is worth if it is proven to have lasted.
 pub(super) fn claim(kind: Kind, worth: Worth) -> Claim {
     let tables_whole = kind.quiets_tables() || worth.tables.none();
     match () {
-        () if !worth.flushed || !worth.redo || !tables_whole => Claim::Recoverable,
+        () if !worth.flushed || !worth.redo || !worth.provable || !tables_whole => Claim::Recoverable,
         () if kind.stops_commits() => Claim::Exact,
         () => Claim::Bounded,
     }
@@ -177,7 +185,7 @@ mod tests {
     }
 
     fn kind(version: &str, tables: Count) -> Kind {
-        choose(&server(version), Strategy::Auto, Cluster::None, tables).kind
+        choose(&server(version), Strategy::Auto, Cluster::None, tables, true).kind
     }
 
     #[test]
@@ -189,6 +197,8 @@ mod tests {
         assert_eq!(kind("8.0.36", Count::Unknown), Kind::GlobalLock, "not seen is not none");
         assert_eq!(kind("5.7.44", none), Kind::FreezeOnly);
         assert_eq!(kind("5.7.44", few), Kind::GlobalLock);
+        let alone = choose(&server("8.0.36"), Strategy::Auto, Cluster::None, few, false);
+        assert_eq!(alone.kind, Kind::GlobalLock, "what one may not lock alone is locked with all others");
     }
 
     #[test]
@@ -204,10 +214,10 @@ mod tests {
         for version in VERSIONS {
             for cluster in [Cluster::Galera, Cluster::Group] {
                 for wanted in [Strategy::Auto, Strategy::TableLocks, Strategy::FreezeOnly] {
-                    let choice = choose(&server(version), wanted, cluster, Count::Known(3));
+                    let choice = choose(&server(version), wanted, cluster, Count::Known(3), true);
                     assert_eq!(choice.kind, Kind::FreezeOnly, "{version} {wanted:?} {cluster:?}");
                 }
-                let asked = choose(&server(version), Strategy::GlobalLock, cluster, Count::Known(3));
+                let asked = choose(&server(version), Strategy::GlobalLock, cluster, Count::Known(3), true);
                 assert_eq!(asked.kind, Kind::GlobalLock);
             }
         }
@@ -216,7 +226,7 @@ mod tests {
     #[test]
     fn what_is_asked_for_is_what_is_done() {
         for version in VERSIONS {
-            let ask = |wanted, tables| choose(&server(version), wanted, Cluster::None, tables).kind;
+            let ask = |wanted, tables| choose(&server(version), wanted, Cluster::None, tables, true).kind;
             assert_eq!(ask(Strategy::GlobalLock, Count::Known(0)), Kind::GlobalLock);
             assert_eq!(ask(Strategy::FreezeOnly, Count::Known(99)), Kind::FreezeOnly);
             assert_eq!(ask(Strategy::TableLocks, Count::Known(99)), Kind::TableLocks);
@@ -245,16 +255,18 @@ mod tests {
         for kind in kinds {
             for flushed in [false, true] {
                 for redo in [false, true] {
-                    for tables in [Count::Known(0), Count::Known(1), Count::Unknown] {
-                        let got = claim(kind, Worth { flushed, redo, tables });
-                        assert!(got != Claim::Exact || kind.stops_commits());
-                        assert!(got == Claim::Recoverable || flushed && redo);
-                        assert!(got == Claim::Recoverable || tables.none() || kind.quiets_tables());
+                    for provable in [false, true] {
+                        for tables in [Count::Known(0), Count::Known(1), Count::Unknown] {
+                            let got = claim(kind, Worth { flushed, redo, tables, provable });
+                            assert!(got != Claim::Exact || kind.stops_commits());
+                            assert!(got == Claim::Recoverable || flushed && redo && provable);
+                            assert!(got == Claim::Recoverable || tables.none() || kind.quiets_tables());
+                        }
                     }
                 }
             }
         }
-        let fine = Worth { flushed: true, redo: true, tables: Count::Known(0) };
+        let fine = Worth { flushed: true, redo: true, tables: Count::Known(0), provable: true };
         assert_eq!(claim(Kind::InstanceLock, fine), Claim::Bounded);
         assert_eq!(claim(Kind::FreezeOnly, fine), Claim::Bounded);
         assert_eq!(claim(Kind::GlobalLock, Worth { tables: Count::Unknown, ..fine }), Claim::Exact);

@@ -7,6 +7,7 @@
 use super::{
     flavour::Server,
     link::{Link, Trouble, code},
+    rights::{may_lock, sees_every_table},
     strategy::Count,
 };
 use crate::step::database::Deadline;
@@ -61,6 +62,8 @@ pub(super) struct Tables {
     pub lost: Vec<Table>,
     /// why the lists may lack some
     pub unknown: Option<&'static str>,
+    /// the account may lock the first list's tables
+    pub lockable: bool,
 }
 
 impl Tables {
@@ -80,6 +83,13 @@ impl Tables {
         Tables { non_transactional: tables.iter().map(table).collect(), ..Tables::default() }
     }
 
+    /// There are files of such tables.
+    pub fn doubt(&mut self) {
+        if self.non_transactional.is_empty() && self.unknown.is_none() {
+            self.unknown = Some(SEEN_ON_DISK);
+        }
+    }
+
     /// A grant would help.
     pub fn need_a_grant(&self) -> bool {
         self.unknown == Some(NOT_ALL_SEEN)
@@ -91,6 +101,7 @@ impl Tables {
 }
 
 const NOT_ALL_SEEN: &str = "the account cannot see every table";
+const SEEN_ON_DISK: &str = "files of such tables lie in its data directory, and the server tells of none";
 const NOT_IN_TIME: &str = "listing the tables took too long";
 const TOO_MANY: &str = "there are more than a thousand";
 
@@ -111,7 +122,12 @@ pub(super) async fn list(link: &mut Link, server: &Server, deadline: Deadline) -
         MOST + 1
     );
     match link.table::<4>(deadline, &server.limited(LIST_LIMIT, &select)).await {
-        Ok(rows) => Ok(sorted(rows)),
+        Ok(rows) => {
+            let mut tables = sorted(rows);
+            let lines = || grants.iter().map(|[line]| line.as_str());
+            tables.lockable = tables.non_transactional.iter().all(|table| may_lock(lines(), &table.schema));
+            Ok(tables)
+        }
         Err(failed) if code(&failed).is_some_and(|code| ENDED.contains(&code)) => Ok(Tables::unknown(NOT_IN_TIME)),
         Err(failed) => Err(failed),
     }
@@ -160,58 +176,9 @@ fn kind(engine: &str, options: &str) -> Keeps {
     }
 }
 
-/// From SHOW GRANTS: a privilege on all tables that makes them visible, and no part of it revoked again.
-fn sees_every_table<'a>(grants: impl Iterator<Item = &'a str>) -> bool {
-    const MAKE_VISIBLE: [&str; 12] = [
-        "ALL PRIVILEGES",
-        "SELECT",
-        "INSERT",
-        "UPDATE",
-        "DELETE",
-        "CREATE",
-        "DROP",
-        "REFERENCES",
-        "INDEX",
-        "ALTER",
-        "SHOW VIEW",
-        "TRIGGER",
-    ];
-    let mut sees = false;
-    for line in grants {
-        if line.starts_with("REVOKE ") {
-            return false;
-        }
-        let Some((privileges, _)) = line.strip_prefix("GRANT ").and_then(|rest| rest.split_once(" ON *.* TO ")) else {
-            continue;
-        };
-        sees |= privileges.split(',').any(|privilege| MAKE_VISIBLE.contains(&privilege.trim()));
-    }
-    sees
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sees(grants: &[&str]) -> bool {
-        sees_every_table(grants.iter().copied())
-    }
-
-    #[test]
-    fn an_account_sees_every_table_by_a_privilege_on_all_of_them() {
-        assert!(sees(&["GRANT RELOAD, REFERENCES ON *.* TO `k`@`localhost`"]));
-        assert!(sees(&["GRANT ALL PRIVILEGES ON *.* TO `root`@`localhost` WITH GRANT OPTION"]));
-        assert!(sees(&[
-            "GRANT `keeper` TO `k`@`%`",
-            "GRANT USAGE ON *.* TO `k`@`%`",
-            "GRANT SELECT ON *.* TO `keeper`"
-        ]));
-        assert!(!sees(&["GRANT RELOAD, PROCESS, LOCK TABLES, SHOW DATABASES ON *.* TO `k`@`localhost`"]));
-        assert!(!sees(&["GRANT USAGE ON *.* TO `k`@`%`", "GRANT SELECT ON `app`.* TO `k`@`%`"]));
-        assert!(!sees(&["GRANT SELECT ON *.* TO `k`@`%`", "REVOKE SELECT ON `hidden`.* FROM `k`@`%`"]));
-        assert!(!sees(&["GRANT CREATE USER, CREATE ROLE ON *.* TO `k`@`%`"]));
-        assert!(!sees(&[]));
-    }
 
     #[test]
     fn tables_are_sorted_by_what_a_crash_does_to_them() {
@@ -239,6 +206,10 @@ mod tests {
         assert_eq!(tables.count(), Count::Known(4));
         let unseen = Tables::unknown(NOT_ALL_SEEN);
         assert_eq!(unseen.count(), Count::Unknown, "nothing seen is not nothing there");
+        let mut told = Tables::default();
+        assert_eq!(told.count(), Count::Known(0));
+        told.doubt();
+        assert_eq!(told.count(), Count::Unknown, "its files are there");
     }
 
     #[test]
