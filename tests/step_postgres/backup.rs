@@ -1,11 +1,6 @@
 //! Backup mode: data held, log copied after the thaw, and the label that joins them.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::PathBuf};
 
 use holdstill::{
     proto::{Claim, Database},
@@ -13,7 +8,7 @@ use holdstill::{
 };
 
 use crate::{
-    server::{Server, hold, lsn, until},
+    server::{Server, copy, hold, lsn, until},
     step_servers::{LIMIT, at, codes, on_tcp, password_file},
 };
 
@@ -31,12 +26,6 @@ async fn backups_running(server: &Server) -> bool {
     // the session is what there is
     let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'holdstill'";
     server.client().await.query_one(sessions, &[]).await.expect("counted").get::<_, i64>(0) > 0
-}
-
-/// Copies one file or directory of a stopped or live server, as its user.
-fn copy(from: &Path, to: &Path) {
-    let done = Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(done.expect("coreutils").success(), "{} could not be copied", from.display());
 }
 
 #[tokio::test]
@@ -84,20 +73,7 @@ async fn a_log_copied_after_the_thaw_and_the_label_make_a_whole_of_the_data_copi
     assert!(lsn(at(end, "backup_stop_lsn")) > marker);
     assert!(backup_label.contains(&format!("(file {})", at(end, "backup_first_wal_file"))));
 
-    // The log last, then the label, byte for byte.
-    drop((application, server.running));
-    let place = server.place;
-    fs::remove_dir_all(copied.join("pg_wal")).expect("it was not to be copied");
-    copy(&place.path("data/pg_wal"), &copied.join("pg_wal"));
-    for (name, content) in [("backup_label", backup_label), ("tablespace_map", tablespace_map)] {
-        fs::write(copied.join(name), content).expect("written");
-        std::os::unix::fs::chown(copied.join(name), Some(place.user.uid.as_raw()), None).expect("root may");
-        fs::set_permissions(copied.join(name), fs::Permissions::from_mode(0o600)).expect("mode set");
-    }
-    fs::remove_dir_all(place.path("data")).expect("it is gone");
-    fs::rename(&copied, place.path("data")).expect("the copy takes its place");
-    let _ = fs::remove_file(place.path("data/postmaster.pid"));
-    let server = Server::start_on(place, "sockets", &[]);
+    let server = server.restored(&copied, &proof.database, &[]);
     let sums = "SELECT count(*), sum(i)::bigint FROM t";
     let row = server.client().await.query_one(sums, &[]).await.expect("restored");
     assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1500, -1500 * 1501 / 2), "whatever its log had");

@@ -143,3 +143,21 @@ async fn the_sockets_path_may_be_longer_than_an_address_or_a_directory() {
         session.release(LIMIT).await.expect("released");
     }
 }
+
+#[tokio::test]
+async fn long_statements_and_locks_of_others_delay_nothing() {
+    let server = Server::start(&[]);
+    let (changing, reading) = (server.client().await, server.client().await);
+    changing.batch_execute("CREATE TABLE t (i int); INSERT INTO t VALUES (1)").await.expect("made");
+    changing.batch_execute("BEGIN; ALTER TABLE t ADD COLUMN j int").await.expect("and stays open");
+    let long = tokio::spawn(async move { reading.batch_execute("SELECT pg_sleep(30)").await });
+    let mut session = Session::connect(&server.target(), Logs::WhileHeld, LIMIT).await.expect("it connects");
+    session.soften(LIMIT).await.expect("softened");
+    let started = monotonic();
+    session.hold("h1", LIMIT).await.expect("nothing is in the way");
+    session.barrier("h1", LIMIT).await.expect("nor here");
+    assert!(monotonic() - started < Duration::from_secs(1), "{:?}", monotonic() - started);
+    assert_eq!(session.describe().open_transactions, 1, "the change of the table; a SELECT writes nothing");
+    assert_eq!(session.prove_and_release(LIMIT).await.problem, None);
+    long.abort();
+}

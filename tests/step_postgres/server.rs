@@ -4,19 +4,26 @@
 use std::{
     fs,
     io::{Read, Write},
-    os::unix::net::UnixListener,
+    os::unix::{fs::PermissionsExt, net::UnixListener},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
 
 use holdstill::{
+    proto::Database,
     step::database::{Engine, Logs, Session, Target},
     sys::clock::monotonic,
 };
 use tokio_postgres::{Client, NoTls};
 
 use crate::step_servers::{LIMIT, Place, Running, on_socket, program as newest};
+
+/// Copies a file or directory of a stopped or live server, owners and all.
+pub fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(done.expect("coreutils").success(), "{} could not be copied", from.display());
+}
 
 fn other_root() -> Option<String> {
     std::env::var("HOLDSTILL_TEST_ROOT").ok()
@@ -95,6 +102,26 @@ impl Server {
             text.lines().nth(7).is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
         });
         Server { running, place, port }
+    }
+
+    /// Stops it, copies its log as the last thing, writes what its backup gave out, byte for byte, and starts the copy of
+    /// the data in its place.
+    pub fn restored(self, copied: &Path, database: &Database, settings: &[&str]) -> Server {
+        drop(self.running);
+        let place = self.place;
+        fs::remove_dir_all(copied.join("pg_wal")).expect("it was not to be copied");
+        copy(&place.path("data/pg_wal"), &copied.join("pg_wal"));
+        let files = [("backup_label", &database.backup_label), ("tablespace_map", &database.tablespace_map)];
+        for (name, content) in files.into_iter().filter(|(_, content)| !content.is_empty()) {
+            let path = copied.join(name);
+            fs::write(&path, content).expect("written");
+            std::os::unix::fs::chown(&path, Some(place.user.uid.as_raw()), None).expect("root may");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode set");
+        }
+        fs::remove_dir_all(place.path("data")).expect("it is gone");
+        fs::rename(copied, place.path("data")).expect("the copy takes its place");
+        let _ = fs::remove_file(place.path("data/postmaster.pid"));
+        Server::start_on(place, "sockets", settings)
     }
 
     pub fn socket(&self) -> PathBuf {

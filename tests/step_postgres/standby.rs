@@ -1,6 +1,6 @@
 //! Standbys: nothing of their own to write, and a primary they may become.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use holdstill::{
     proto::{Claim, Severity},
@@ -8,7 +8,7 @@ use holdstill::{
 };
 
 use crate::{
-    server::{Server, hold, lsn, until},
+    server::{Server, copy, hold, lsn, until},
     step_servers::{LIMIT, Place, at, codes},
 };
 
@@ -27,8 +27,7 @@ async fn pair() -> (Server, Server) {
     drop(running);
     let _ = fs::remove_file(place.path("data/postmaster.pid"));
     let other = Place::of("postgres");
-    let copied = Command::new("cp").arg("-a").arg(place.path("data")).arg(other.path("data")).status();
-    assert!(copied.expect("coreutils").success());
+    copy(&place.path("data"), &other.path("data"));
     let primary = Server::start_on(place, "sockets", &[]);
     fs::write(other.path("data/standby.signal"), "").expect("written");
     let sockets = primary.place.path("sockets");
@@ -99,10 +98,19 @@ async fn a_standby_in_backup_mode_gives_out_a_label_of_its_own() {
     let about = session.describe();
     assert_eq!((about.strategy.as_str(), about.claim()), ("backup-mode", Claim::Bounded));
     assert!(about.start.iter().all(|coordinate| coordinate.key != "marker_lsn"));
+    let copied = standby.place.path("copy");
+    copy(&standby.place.path("data"), &copied);
     primary.client().await.batch_execute("INSERT INTO t VALUES (2)").await.expect("goes on");
     let proof = session.prove_and_release(LIMIT).await;
     assert_eq!(proof.problem, None);
     assert!(proof.database.backup_label.contains("BACKUP FROM: standby\n"), "{}", proof.database.backup_label);
+
+    drop(primary);
+    let restored = standby.restored(&copied, &proof.database, &[]);
+    let application = restored.client().await;
+    application.batch_execute("SELECT pg_promote()").await.expect("it is whole");
+    let rows = application.query_one("SELECT count(*) FROM t", &[]).await.expect("there").get::<_, i64>(0);
+    assert!((1..=2).contains(&rows), "{rows}");
 }
 
 #[tokio::test]
