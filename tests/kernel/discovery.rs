@@ -19,7 +19,9 @@ use crate::lab::{
         options::{Bind, Listens, Network, Place},
         session::Address,
     },
-    finish, process, until,
+    finish, process,
+    process::tool,
+    until,
 };
 
 facts! {
@@ -32,6 +34,11 @@ facts! {
     a_disk_mounted_inside_a_data_directory_is_uncovered_unless_it_is_held within 90,
     data_split_over_two_held_disks_is_covered within 90,
     a_postgresql_that_shuts_down_is_said_and_not_spoken_to within 60,
+    data_in_an_overlay_lie_where_its_upper_layer_does within 90,
+    a_server_configured_by_its_port_and_found_on_its_socket_is_held_once within 60,
+    what_databases_have_on_a_transient_disk_is_named_there within 90,
+    a_log_on_a_frozen_disk_is_a_remark_and_one_elsewhere_is_none within 90,
+    the_printed_role_is_enough_to_hold within 120,
     my_cnf_lets_root_in_unless_others_can_read_it within 90,
     pgpass_and_services_let_us_in_unless_others_can_read_them within 90,
 }
@@ -283,6 +290,112 @@ fn a_postgresql_that_shuts_down_is_said_and_not_spoken_to(lab: &Lab) {
     fs::write(&pid_file, text_of_it).expect("root may");
     daemon.freeze(&["--for", "10s", "--require", "application"]);
     daemon.thaw();
+}
+
+fn data_in_an_overlay_lie_where_its_upper_layer_does(lab: &Lab) {
+    let (disk, other) = (disk(lab, "/mnt/db"), disk(lab, "/mnt/other"));
+    let layers = ["lower", "upper", "work"].map(|name| disk.mount.join(name));
+    let merged = Path::new("/mnt/merged");
+    layers.iter().for_each(|layer| fs::create_dir(layer).expect("there is room"));
+    fs::create_dir_all(merged).expect("the world's root is writable");
+    let [lower, upper, work] = layers.each_ref().map(|layer| layer.display());
+    let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
+    tool(command("mount").args(["-t", "overlay", "-o", &options, "overlay"]).arg(merged));
+    let server = lab.server_in(&Edition::of_host(Engine::Postgresql), &merged.join("data"), ServerOptions::existing());
+    let elsewhere = discovering(lab, &[&other]);
+    let report = plan(&elsewhere);
+    assert!(text(problem(&report, "DATABASE_UNCOVERED"), "message").contains(&disk.step()), "{report:#}");
+    drop(elsewhere);
+    let daemon = discovering(lab, &[&disk]);
+    let report = daemon.freeze(&["--for", "10s", "--require", "application"]);
+    let [name] = &databases(&report)[..] else { panic!("not exactly one: {report:#}") };
+    let data = &step(&report, name)["database"]["paths"][0];
+    assert_eq!((&data["filesystem"], &data["held"]), (&disk.step().into(), &true.into()), "{report:#}");
+    assert_eq!(daemon.thaw()["verdict"], "unbroken");
+    drop(daemon);
+    drop(server);
+    tool(command("umount").arg(merged));
+}
+
+fn a_server_configured_by_its_port_and_found_on_its_socket_is_held_once(lab: &Lab) {
+    let disk = disk(lab, "/mnt/db");
+    // the last setting counts: it has both
+    let options = ServerOptions { listens: Listens::Port, ..ServerOptions::on(&disk) };
+    let server = server(lab, Engine::Postgresql, options.setting("unix_socket_directories=/tmp"));
+    let daemon = lab.daemon(&[&disk]).set("databases.discover", true).database(server.entry("orders")).start();
+    let report = daemon.freeze(&["--for", "10s", "--require", "application"]);
+    assert_eq!(databases(&report), ["db:orders"], "{report:#}");
+    assert_eq!(daemon.thaw()["verdict"], "unbroken");
+}
+
+fn what_databases_have_on_a_transient_disk_is_named_there(lab: &Lab) {
+    let (data, log, other) = (disk(lab, "/mnt/db"), disk(lab, "/mnt/log"), disk(lab, "/mnt/other"));
+    let server = server(lab, Engine::Postgresql, ServerOptions { log: Some(&log), ..ServerOptions::on(&data) });
+    let daemon = lab.daemon(&[&data]).set("databases.discover", true).set("transient.mounts", vec![log.at()]).start();
+    let report = plan(&daemon);
+    let at_risk = |fs: &Fs| {
+        let list = report["coverage"].as_array().cloned().unwrap_or_default();
+        let entry = list.into_iter().find(|entry| entry["mounts"][0] == fs.at());
+        entry.unwrap_or_else(|| panic!("{} is not listed: {report:#}", fs.at()))["at_risk"].clone()
+    };
+    let name = format!("postgresql:5432@{}", directory(&server));
+    assert_eq!(at_risk(&log), Value::from(vec![name]), "{report:#}");
+    assert!(at_risk(&other).as_array().is_none_or(Vec::is_empty), "nothing of it is there: {report:#}");
+}
+
+fn a_log_on_a_frozen_disk_is_a_remark_and_one_elsewhere_is_none(lab: &Lab) {
+    let disk = disk(lab, "/mnt/db");
+    let remarks = |report: &Value| report.to_string().contains("LOG_ON_DISK");
+    let collecting = |setting: &str| {
+        server(lab, Engine::Postgresql, ServerOptions::on(&disk).setting("logging_collector=on").setting(setting))
+    };
+    let there = collecting("log_directory=log");
+    let daemon = discovering(lab, &[&disk]);
+    let report = plan(&daemon);
+    assert!(remarks(&report), "its log is frozen with its data: {report:#}");
+    drop(there);
+    fs::remove_dir_all(disk.mount.join("data")).expect("nobody uses it any more");
+    let elsewhere = collecting("log_directory=/tmp");
+    assert!(!remarks(&plan(&daemon)), "its log is in memory here");
+    drop(elsewhere);
+}
+
+fn the_printed_role_is_enough_to_hold(lab: &Lab) {
+    let (one, two) = (disk(lab, "/mnt/one"), disk(lab, "/mnt/two"));
+    let postgresql = server(lab, Engine::Postgresql, ServerOptions::on(&one));
+    let mariadb = server(lab, Engine::Mariadb, ServerOptions::on(&two));
+    let discovered = discovering(lab, &[&one, &two]);
+    let printed = discovered.cli(&["check", "--sql"]);
+    printed.exits(0);
+    drop(discovered);
+    for server in [&postgresql, &mariadb] {
+        let roles = printed.json["roles"].as_array().cloned().unwrap_or_default();
+        let role = roles.into_iter().find(|role| role["engine"] == server.engine().name());
+        let role = role.unwrap_or_else(|| panic!("none for {}: {:#}", server.engine().name(), printed.json));
+        assert!(role["version"].as_str().is_some_and(|version| !version.is_empty()), "{role:#}");
+        for statement in text(&role, "sql").lines().filter(|line| !line.starts_with("--")) {
+            server.query(statement);
+        }
+    }
+    let password = lab.memory_dir("password").join("file");
+    fs::write(&password, "change me\n").expect("memory");
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).expect("memory");
+    let entry = |server: &Server, name: &str| {
+        let mut entry = server.entry(name);
+        entry.insert("user".to_owned(), "holdstill".into());
+        entry.insert("password_file".to_owned(), password.display().to_string().into());
+        entry
+    };
+    let daemon =
+        lab.daemon(&[&one, &two]).database(entry(&postgresql, "pg")).database(entry(&mariadb, "maria")).start();
+    let report = plan(&daemon);
+    let problems = report["problems"].as_array().cloned().unwrap_or_default();
+    let about = |p: &&Value| p["severity"] == "warning" && text(p, "subject").starts_with("db:");
+    assert_eq!(problems.iter().find(about), None, "{report:#}");
+    let report = daemon.freeze(&["--for", "10s", "--require", "application"]);
+    assert_eq!(report["consistency"], "application", "{report:#}");
+    let thawed = daemon.thaw();
+    assert_eq!((&thawed["verdict"], &thawed["consistency"]), (&"unbroken".into(), &"application".into()), "{thawed:#}");
 }
 
 /// A file in root's home, which is this world's own.
