@@ -9,6 +9,7 @@
 
 mod candidates;
 mod coverage;
+mod doubt;
 mod identity;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -234,7 +235,20 @@ impl Survey {
         self.databases.iter().any(|db| db.pid == Some(pid))
     }
 
-    async fn add_database(&mut self, target: Target, session: Session, pid: Option<i32>, surroundings: &Surroundings) {
+    async fn add_database(
+        &mut self,
+        target: Target,
+        mut session: Session,
+        pid: Option<i32>,
+        surroundings: &Surroundings,
+    ) {
+        if let (Some(pid), database::Engine::Mysql) = (pid, target.engine) {
+            let root = surroundings.root.clone();
+            let found = in_a_thread(TOUCH_LIMIT, move || doubt::has_tables_without_transactions(&root, pid)).await;
+            if found.unwrap_or(true) {
+                session.doubt_tables();
+            }
+        }
         let mut step = database_step(&target);
         step.set_outcome(StepOutcome::Planned);
         let mut described = session.describe();
