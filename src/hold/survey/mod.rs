@@ -72,6 +72,8 @@ pub struct Survey {
     pub refusals: Vec<Refusal>,
     /// what the hold can claim if every step succeeds
     pub expected: Achieved,
+    /// `[receipt] enabled`, and it is no rehearsal
+    writes_receipts: bool,
 }
 
 /// The level a hold must reach: the stricter of configuration and request.
@@ -192,6 +194,7 @@ pub async fn survey(
         steps: Vec::new(),
         hooks: Vec::new(),
         databases: Vec::new(),
+        writes_receipts: settings.receipt.enabled && !spec.rehearsal,
         guest,
         facts,
         plan,

@@ -85,7 +85,7 @@ impl Work<'_> {
 
     /// Takes over what the survey found; refuses what it refuses.
     fn adopt(&mut self, survey: Survey) -> Result<Vec<warden::Target>, End> {
-        let Survey { guest, facts, plan, hooks, databases, steps, problems, refusals, expected } = survey;
+        let Survey { guest, facts, plan, hooks, databases, steps, problems, refusals, expected, .. } = survey;
         self.publisher.edit(|report| {
             report.steps = steps;
             report.coverage = plan.coverage;

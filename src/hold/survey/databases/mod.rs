@@ -264,6 +264,9 @@ impl Survey {
             step.reason = message;
         }
         self.problems.extend(session.remarks());
+        if described.engine == "mariadb" && self.writes_receipts {
+            self.note_receipt_among_schemas(&step.name, &judged);
+        }
         self.say_if_logs_freeze(&session, pid, surroundings).await;
         self.note_at_risk(&target.name, &judged);
         self.expected.claims.push(described.claim());
@@ -333,6 +336,17 @@ impl Survey {
             held: false,
             reason: "is in a container's overlay whose layers cannot be found here".to_owned(),
         })
+    }
+
+    /// MariaDB takes every directory in its data directory for a database, ours as well if that is where receipts lie.
+    fn note_receipt_among_schemas(&mut self, step: &str, judged: &[Judged]) {
+        let Some(data) = judged.iter().find(|j| j.part.purpose == "data") else { return };
+        let is_root = |s: &crate::guest::Superblock| data.part.at == Ok(s.dev) && s.mounts.contains(&data.part.path);
+        if self.guest.superblocks.iter().any(is_root) {
+            let message = "its data directory is the root of a file system, where .holdstill lies: it is listed among its databases";
+            let hint = "set `ignore_db_dirs = .holdstill` in the server's configuration";
+            self.problems.push(problem(Severity::Note, "RECEIPT_AMONG_SCHEMAS", step, message, hint));
+        }
     }
 
     /// A server whose log lies on a frozen disk may stop answering while it is frozen.
