@@ -39,7 +39,13 @@ fn goes_on(lab: &Lab, disk: &Fs, server: Server) {
     let rows = server.ledger_rows();
     drop(server);
     let again = lab.serve_of(&edition, &disk.mount, ServerOptions::existing());
-    assert_eq!(again.ledger_rows(), rows, "{}", edition.title());
+    // one may have been under way when its client was killed
+    assert!(
+        (rows..=rows + 1).contains(&again.ledger_rows()),
+        "{}: {rows}, then {}",
+        edition.title(),
+        again.ledger_rows()
+    );
     assert!(disk.mount.join(".holdstill/receipt.json").exists(), "{} removed the receipt", edition.title());
 }
 

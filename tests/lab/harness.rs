@@ -21,7 +21,7 @@ use std::{
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{Fact, Lab, Skipped, disk, finish, now, reaper, until};
+use super::{Fact, Lab, Skipped, database::template, disk, finish, now, reaper, until};
 
 /// What the command line asked for.
 #[derive(Default)]
@@ -149,6 +149,9 @@ pub fn main(facts: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
             let end = run(&fact, chosen.len() + number, wanted.no_capture);
             count.tell(number, &fact, end, (now() - begun).as_secs_f64());
         }
+    }
+    if lock.is_ok() {
+        template::forget();
     }
     let Count { passed, failed, skipped } = count;
     let failed = failed.len();

@@ -9,6 +9,7 @@ pub mod ledger;
 pub mod options;
 pub mod session;
 mod setup;
+pub mod template;
 
 use std::{
     fs,
@@ -84,7 +85,7 @@ impl Lab {
     pub fn try_initialise(&self, edition: &Edition, data: &Path, options: &mut ServerOptions) -> Result<(), String> {
         let programs = self.programs(edition);
         let dirs = self.dirs(edition, &programs, data, options);
-        setup::initialise(self, edition, &programs, &dirs, options)
+        template::filled(self, edition, data, options, || setup::initialise(self, edition, &programs, &dirs, options))
     }
 
     /// Starts a server on a data directory that exists.
