@@ -512,6 +512,7 @@ async fn a_global_lock_that_failed_is_let_go_at_once() {
             let held = session.describe();
             assert_ne!(held.strategy, "global-lock", "{release:?}");
             assert!(held.strategy_reason.contains("Lock wait timeout"), "{}", held.strategy_reason);
+            assert!(held.strategy_reason.contains("behind a statement of user root"), "{}", held.strategy_reason);
             let application = commits(application).await;
             session.release(LIMIT).await.expect("released");
 

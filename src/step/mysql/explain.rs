@@ -109,7 +109,7 @@ fn other_plugin(user: &str) -> String {
     let account = grants::account(user);
     format!(
         "ALTER USER {account} IDENTIFIED WITH caching_sha2_password BY '…' (MySQL), \
-         ALTER USER {account} IDENTIFIED VIA unix_socket OR ed25519 USING PASSWORD('…') (MariaDB)"
+         ALTER USER {account} IDENTIFIED VIA unix_socket or IDENTIFIED BY '…' (MariaDB)"
     )
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     HOLD, Session,
     link::{Trouble, code, if_allowed},
-    obstacle::{Holders, Obstacle, Running, Waits, of_row},
+    obstacle::{Holders, LONG, Obstacle, Running, Waits, of_row},
     strategy::Kind,
 };
 use crate::{
@@ -100,18 +100,26 @@ impl Session {
             self.say(Severity::Warning, "GUARD_BLIND", message, hint);
             return Ok(Vec::new());
         }
-        let found = self.obstacles(deadline).await;
+        let found = self.obstacles(self.choice.kind, LONG, deadline).await;
         found.map_err(|failed| self.error("look at the statements of", failed))
     }
 
-    async fn obstacles(&mut self, deadline: Deadline) -> Result<Vec<Obstacle>, Trouble> {
-        let kind = self.choice.kind;
+    /// Whom a lock that was waited for in vain got stuck behind, as far as it can be seen.
+    pub(super) async fn who_was_it(&mut self, kind: Kind, deadline: Deadline) -> Option<String> {
+        self.writers.as_ref()?;
+        let found = self.obstacles(kind, 0, deadline).await.ok()?;
+        found.into_iter().next().map(|obstacle| obstacle.shown)
+    }
+
+    /// The oldest first.
+    async fn obstacles(&mut self, kind: Kind, long: u64, deadline: Deadline) -> Result<Vec<Obstacle>, Trouble> {
         let ours = [Some(self.link.id), self.second.as_ref().map(|second| second.id)];
         let rows = self.link.named(deadline, "SHOW FULL PROCESSLIST").await?;
-        let running: Vec<Running> = rows.iter().map(of_row).collect();
+        let mut running: Vec<Running> = rows.iter().map(of_row).collect();
+        running.sort_by_key(|running| std::cmp::Reverse(running.seconds));
         let others = running.iter().filter(|running| !ours.iter().flatten().any(|id| u64::from(*id) == running.id));
         let holders = self.holders(kind, deadline).await?;
-        let waits = Waits { kind, stages: self.server.has_stages(), tables: &self.tables };
+        let waits = Waits { kind, long, stages: self.server.has_stages(), tables: &self.tables };
         Ok(others.filter_map(|running| waits.for_it(running, &holders)).collect())
     }
 

@@ -100,23 +100,31 @@ impl Session {
             }
             let Err(failed) = self.take(kind, hold_id, deadline).await else { break };
             let waited_in_vain = code(&failed) == Some(LOCK_WAIT_TIMEOUT);
-            let error = self.error(HOLD, failed);
+            let mut error = self.error(HOLD, failed);
             self.let_go(Deadline::after(END_WAIT)).await;
-            let less = kind.less(&self.server).filter(|_| waited_in_vain && self.target.busy == Busy::Degrade);
-            let Some(less) = less.filter(|_| self.lock == Lock::Nothing) else { return Err(error) };
-            if kind.needs_a_second_session() && !self.server.is_mariadb() {
-                let message =
-                    "the lock failed behind a running statement: whoever needs the same tables waits until that ends";
-                self.say(
-                    Severity::Warning,
-                    "READERS_WAIT",
-                    message,
-                    "see \"Waiting for table flush\" in SHOW PROCESSLIST",
-                );
+            if !waited_in_vain || self.lock != Lock::Nothing {
+                return Err(error);
             }
+            self.explain_wait(kind, &mut error).await;
+            let less = kind.less(&self.server).filter(|_| self.target.busy == Busy::Degrade);
+            let Some(less) = less else { return Err(error) };
             self.degrade(less, &error.why);
         }
         Ok(())
+    }
+
+    /// Behind whom, and what follows from it.
+    async fn explain_wait(&mut self, kind: Kind, error: &mut Error) {
+        if let Some(who) = self.who_was_it(kind, Deadline::after(END_WAIT)).await {
+            error.why = format!("{}, behind {who}", error.why);
+        }
+        if kind.needs_a_second_session() && !self.server.is_mariadb() {
+            let message =
+                "the lock failed behind a running statement: whoever needs the same tables waits until that ends";
+            let hint = "end it; see \"Waiting for table flush\" in SHOW PROCESSLIST";
+            self.say(Severity::Warning, "READERS_WAIT", message, hint);
+            error.hint = format!("{}; {message}", error.hint);
+        }
     }
 
     /// # Errors

@@ -9,7 +9,7 @@ use super::{
 };
 
 /// A statement that has run for so long, in seconds, is not expected to end by itself soon.
-const LONG: u64 = 2;
+pub(super) const LONG: u64 = 2;
 
 /// A session as SHOW FULL PROCESSLIST tells it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub(super) fn of_row(row: &BTreeMap<String, String>) -> Running {
 /// What a lock of this kind waits for.
 pub(super) struct Waits<'a> {
     pub kind: Kind,
+    /// seconds from which on a statement counts as long
+    pub long: u64,
     /// a MariaDB whose locks wait for no reader
     pub stages: bool,
     pub tables: &'a Tables,
@@ -70,7 +72,7 @@ impl Waits<'_> {
             return None;
         }
         let statement = running.statement.as_str();
-        let long = running.seconds >= LONG && !applier;
+        let long = running.seconds >= self.long && !applier;
         let on_these = || self.tables.non_transactional.iter().any(|table| table.is_named_in(statement));
         let in_the_way = match (self.kind, verb(statement)) {
             (Kind::FreezeOnly, _) => false,
@@ -103,7 +105,7 @@ mod tests {
 
     fn waits(kind: Kind, stages: bool, running: &Running) -> bool {
         let tables = Tables::of(&[("app", "log", "MyISAM")]);
-        Waits { kind, stages, tables: &tables }.for_it(running, &Holders::new()).is_some()
+        Waits { kind, long: LONG, stages, tables: &tables }.for_it(running, &Holders::new()).is_some()
     }
 
     const LONG_SELECT: &str = "SELECT * FROM app.t WHERE a = 'secret'";
@@ -140,7 +142,7 @@ mod tests {
         let idle = Running { command: "Sleep".to_owned(), ..running(9, "") };
         assert!(!waits(Kind::GlobalLock, false, &idle));
         let tables = Tables::default();
-        let waits = Waits { kind: Kind::GlobalLock, stages: false, tables: &tables };
+        let waits = Waits { kind: Kind::GlobalLock, long: LONG, stages: false, tables: &tables };
         let found = waits.for_it(&idle, &Holders::from([(7, "LOCK TABLES")])).expect("it keeps tables locked");
         assert_eq!(found.shown, "LOCK TABLES, kept by an idle session of user app for 9 s");
         assert!(!found.may_end);
@@ -164,7 +166,7 @@ mod tests {
     #[test]
     fn who_is_in_the_way_is_told_without_their_data() {
         let tables = Tables::default();
-        let waits = Waits { kind: Kind::GlobalLock, stages: false, tables: &tables };
+        let waits = Waits { kind: Kind::GlobalLock, long: LONG, stages: false, tables: &tables };
         let found = waits.for_it(&running(34, LONG_SELECT), &Holders::new()).expect("in the way");
         assert_eq!(found.shown, "a statement of user app for 34 s: SELECT * FROM app.t WHERE a = ?");
         assert!(found.may_end);
