@@ -17,7 +17,7 @@ use holdstill::{
 };
 use tokio_postgres::{Client, NoTls};
 
-use crate::step_servers::{LIMIT, Place, Running, on_socket, program as newest};
+use crate::step_servers::{self, LIMIT, Place, on_socket, program as newest};
 
 /// Copies a file or directory of a stopped or live server, owners and all.
 pub fn copy(from: &Path, to: &Path) {
@@ -57,6 +57,42 @@ pub struct Server {
     pub port: u16,
 }
 
+/// A server, ended so that it leaves no shared memory behind: killed ones do, and there is an end to it.
+pub struct Running {
+    server: step_servers::Running,
+    alive: bool,
+}
+
+impl Running {
+    pub fn pid(&self) -> i32 {
+        self.server.pid()
+    }
+
+    pub fn kill(&mut self) {
+        self.alive = false;
+        self.server.kill();
+    }
+
+    fn has_ended(&self) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('Z') || rest.is_empty())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if !self.alive {
+            return;
+        }
+        // PostgreSQL's immediate shutdown: no checkpoint, as if it had crashed
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGQUIT);
+        let until = monotonic() + Duration::from_secs(8);
+        while !self.has_ended() && monotonic() < until {
+            std::thread::sleep(Duration::from_millis(5)); // between two looks
+        }
+    }
+}
+
 /// Databases called `closed` let nobody in.
 const HBA: &str = "local closed all reject\nlocal all,replication all peer\nhost all all 127.0.0.1/32 scram-sha-256\n";
 
@@ -92,16 +128,16 @@ impl Server {
         for setting in own.into_iter().chain(settings.iter().copied()).chain([format!("port={port}").as_str()]) {
             args.extend(["-c".to_owned(), setting.to_owned()]);
         }
-        let mut running = match other_root() {
+        let mut started = match other_root() {
             None => place.start(&installed("postgres"), &args),
             Some(root) => place.run(inside(&root, &place, "postgres").args(&args)),
         };
         let pid_file = place.path("data/postmaster.pid");
-        running.wait_until(|| {
+        started.wait_until(|| {
             let text = fs::read_to_string(&pid_file).unwrap_or_default();
             text.lines().nth(7).is_some_and(|status| matches!(status.trim(), "ready" | "standby"))
         });
-        Server { running, place, port }
+        Server { running: Running { server: started, alive: true }, place, port }
     }
 
     /// Stops it, copies its log as the last thing, writes what its backup gave out, byte for byte, and starts the copy of
