@@ -35,6 +35,9 @@ pub struct Located {
     pub dev: Dev,
 }
 
+/// A link, and where it leads.
+pub type Link = (PathBuf, Result<Located, Lost>);
+
 /// Why it is not known where a path leads; completes "PATH …".
 pub type Lost = String;
 
@@ -99,7 +102,7 @@ impl Whereabouts {
     ///
     /// # Errors
     /// The directory cannot be read, or is too full to be looked through.
-    pub fn links_in(&self, directory: &Located) -> Result<Vec<(PathBuf, Result<Located, Lost>)>, Lost> {
+    pub fn links_in(&self, directory: &Located) -> Result<Vec<Link>, Lost> {
         let unreadable = |error: io::Error| format!("cannot be looked through: {error}");
         let name = directory.name.clone().unwrap_or_default();
         let mut links = Vec::new();
