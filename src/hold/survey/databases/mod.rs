@@ -10,6 +10,7 @@
 mod candidates;
 mod coverage;
 mod identity;
+mod table_files;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -234,7 +235,14 @@ impl Survey {
         self.databases.iter().any(|db| db.pid == Some(pid))
     }
 
-    async fn add_database(&mut self, target: Target, session: Session, pid: Option<i32>, surroundings: &Surroundings) {
+    async fn add_database(
+        &mut self,
+        target: Target,
+        mut session: Session,
+        pid: Option<i32>,
+        surroundings: &Surroundings,
+    ) {
+        doubt_what_it_tells(&target, &mut session, pid, surroundings).await;
         let mut step = database_step(&target);
         step.set_outcome(StepOutcome::Planned);
         let mut described = session.describe();
@@ -400,6 +408,18 @@ impl Survey {
         let usual = "configure it as a [[database]], or bring it to a consistent point with a hook";
         let hint = unreachable.map_or(usual, |u| u.cure.as_str());
         self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
+    }
+}
+
+/// A MySQL-like server that hides tables from us is held as if there were some.
+async fn doubt_what_it_tells(target: &Target, session: &mut Session, pid: Option<i32>, surroundings: &Surroundings) {
+    let data = session.places().into_iter().find(|place| place.purpose == "data");
+    if let (database::Engine::Mysql, Some(pid), Some(data)) = (target.engine, pid, data) {
+        let root = surroundings.root.clone();
+        let seen = in_a_thread(TOUCH_LIMIT, move || table_files::are_there(&root, Some(pid), &data.path)).await;
+        if seen == Some(true) {
+            session.doubt_tables();
+        }
     }
 }
 
