@@ -35,8 +35,21 @@ pub struct Located {
     pub dev: Dev,
 }
 
+/// A link, and where it leads.
+pub type Link = (PathBuf, Result<Located, Lost>);
+
 /// Why it is not known where a path leads; completes "PATH …".
 pub type Lost = String;
+
+impl Located {
+    /// What lies in it, if it is a directory.
+    ///
+    /// # Errors
+    /// It is none, or cannot be read.
+    pub fn entries(&self) -> io::Result<fs::ReadDir> {
+        fs::read_dir(self.spot.path())
+    }
+}
 
 impl Whereabouts {
     /// As process `pid` sees it; `None`: as we do.
@@ -99,11 +112,11 @@ impl Whereabouts {
     ///
     /// # Errors
     /// The directory cannot be read, or is too full to be looked through.
-    pub fn links_in(&self, directory: &Located) -> Result<Vec<(PathBuf, Result<Located, Lost>)>, Lost> {
+    pub fn links_in(&self, directory: &Located) -> Result<Vec<Link>, Lost> {
         let unreadable = |error: io::Error| format!("cannot be looked through: {error}");
         let name = directory.name.clone().unwrap_or_default();
         let mut links = Vec::new();
-        for (count, entry) in fs::read_dir(directory.spot.path()).map_err(unreadable)?.enumerate() {
+        for (count, entry) in directory.entries().map_err(unreadable)?.enumerate() {
             if count == MOST_ENTRIES {
                 return Err(format!("has more than {MOST_ENTRIES} entries: not looked through for links"));
             }

@@ -9,8 +9,8 @@
 
 mod candidates;
 mod coverage;
-mod doubt;
 mod identity;
+mod table_files;
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -242,13 +242,7 @@ impl Survey {
         pid: Option<i32>,
         surroundings: &Surroundings,
     ) {
-        if let (Some(pid), database::Engine::Mysql) = (pid, target.engine) {
-            let root = surroundings.root.clone();
-            let found = in_a_thread(TOUCH_LIMIT, move || doubt::has_tables_without_transactions(&root, pid)).await;
-            if found.unwrap_or(true) {
-                session.doubt_tables();
-            }
-        }
+        doubt_what_it_tells(&target, &mut session, pid, surroundings).await;
         let mut step = database_step(&target);
         step.set_outcome(StepOutcome::Planned);
         let mut described = session.describe();
@@ -428,6 +422,18 @@ impl Survey {
         let usual = "configure it as a [[database]], or bring it to a consistent point with a hook";
         let hint = unreachable.map_or(usual, |u| u.cure.as_str());
         self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
+    }
+}
+
+/// A MySQL-like server that hides tables from us is held as if there were some.
+async fn doubt_what_it_tells(target: &Target, session: &mut Session, pid: Option<i32>, surroundings: &Surroundings) {
+    let data = session.places().into_iter().find(|place| place.purpose == "data");
+    if let (database::Engine::Mysql, Some(pid), Some(data)) = (target.engine, pid, data) {
+        let root = surroundings.root.clone();
+        let seen = in_a_thread(TOUCH_LIMIT, move || table_files::are_there(&root, Some(pid), &data.path)).await;
+        if seen == Some(true) {
+            session.doubt_tables();
+        }
     }
 }
 
