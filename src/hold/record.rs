@@ -21,8 +21,6 @@ pub struct Records {
     wanted: bool,
     hold_id: String,
     about: About,
-    /// targets seen so far
-    next: usize,
     records: BTreeMap<usize, Record>,
 }
 
@@ -88,16 +86,19 @@ impl Records {
                 machine_id: instance.machine_id.clone(),
                 product_uuid: instance.product_uuid.clone(),
             },
-            next: 0,
             records: BTreeMap::new(),
         }
     }
 
-    /// The receipt of the next target; `None` if it gets none: not wanted, or its root cannot be reached through this
+    /// The receipt of the warden's target `index`; `None` if it gets none: not wanted, or its root cannot be reached through this
     /// mount (a bind mount of a subdirectory is its only one).
-    pub fn prepare(&mut self, told: &Told<'_>, superblock: &Superblock, facts: &Facts) -> Option<warden::Receipt> {
-        let index = self.next;
-        self.next += 1;
+    pub fn prepare(
+        &mut self,
+        index: usize,
+        told: &Told<'_>,
+        superblock: &Superblock,
+        facts: &Facts,
+    ) -> Option<warden::Receipt> {
         let at_root = superblock
             .open_at
             .as_ref()

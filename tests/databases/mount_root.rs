@@ -4,14 +4,16 @@
 use std::{fs, time::Duration};
 
 use crate::lab::{
-    Fs, Lab, Type,
+    Fs, Lab, Type, command,
     database::{Edition, Engine, Server, ServerOptions},
+    process::tool,
 };
 
 facts! {
     mysql_and_mariadb_initialise_and_start_on_a_mount_root_that_was_held within 120,
     initdb_refuses_a_mount_root_that_was_held_and_postgresql_starts_on_it within 120,
     mariadb_lists_the_receipts_as_a_database_unless_told_not_to within 60,
+    no_receipt_is_written_into_a_data_directory_of_those_who_mind within 120,
 }
 
 /// A file system without `lost+found`, as XFS and btrfs are made.
@@ -93,4 +95,25 @@ fn mariadb_lists_the_receipts_as_a_database_unless_told_not_to(lab: &Lab) {
     let told = ServerOptions::existing().setting("ignore-db-dirs=.holdstill");
     let server = lab.serve_of(&edition, &disk.mount, told);
     assert!(!server.query("SHOW DATABASES").contains(&LISTED.to_owned()), "it was told to ignore it");
+}
+
+/// `pg_basebackup` ends at a directory it may not read, whoever made it.
+fn no_receipt_is_written_into_a_data_directory_of_those_who_mind(lab: &Lab) {
+    for engine in [Engine::Postgresql, Engine::Mariadb] {
+        let disk = lab.fs_at(Type::Ext4, format!("/mnt/{}", engine.name()).as_ref(), 640);
+        fs::remove_dir(disk.mount.join("lost+found")).expect("mkfs made it");
+        let server = lab.server_in(&Edition::of_host(engine), &disk.mount, ServerOptions::on(&disk));
+        let daemon = lab.daemon(&[&disk]).database(server.entry("orders")).start();
+        let report = daemon.freeze(&["--for", "20s", "--require", "application"]);
+        assert!(report["problems"].to_string().contains("RECEIPT_LEFT_OUT"), "{report:#}");
+        assert_eq!(daemon.thaw()["verdict"], "unbroken");
+        assert!(!disk.mount.join(".holdstill").exists());
+        if engine == Engine::Postgresql {
+            let programs = Edition::of_host(engine).programs().expect("it runs");
+            let copy = lab.memory_dir("basebackup").join("copy");
+            let socket = server.socket().parent().expect("a file");
+            let mut backup = command(programs.beside("pg_basebackup").to_str().expect("ASCII"));
+            tool(backup.args(["-U", "postgres", "-X", "none", "-c", "fast", "-h"]).arg(socket).arg("-D").arg(&copy));
+        }
+    }
 }

@@ -74,6 +74,8 @@ pub struct Survey {
     pub expected: Achieved,
     /// `[receipt] enabled`, and it is no rehearsal
     writes_receipts: bool,
+    /// held, and no receipt is written there
+    pub without_receipt: BTreeSet<Dev>,
 }
 
 /// The level a hold must reach: the stricter of configuration and request.
@@ -195,6 +197,7 @@ pub async fn survey(
         hooks: Vec::new(),
         databases: Vec::new(),
         writes_receipts: settings.receipt.enabled && !spec.rehearsal,
+        without_receipt: BTreeSet::new(),
         guest,
         facts,
         plan,

@@ -85,7 +85,9 @@ impl Work<'_> {
 
     /// Takes over what the survey found; refuses what it refuses.
     fn adopt(&mut self, survey: Survey) -> Result<Vec<warden::Target>, End> {
-        let Survey { guest, facts, plan, hooks, databases, steps, problems, refusals, expected, .. } = survey;
+        let Survey {
+            guest, facts, plan, hooks, databases, steps, problems, refusals, expected, without_receipt, ..
+        } = survey;
         self.publisher.edit(|report| {
             report.steps = steps;
             report.coverage = plan.coverage;
@@ -130,7 +132,9 @@ impl Work<'_> {
             );
             self.devs.push(superblock.dev);
             self.devices.push(guest.disks.members(superblock.dev));
-            let receipt = planned.freeze.then(|| self.records.prepare(&told, superblock, &facts)).flatten();
+            let wanted = planned.freeze && !without_receipt.contains(&superblock.dev);
+            let receipt =
+                wanted.then(|| self.records.prepare(self.names.len() - 1, &told, superblock, &facts)).flatten();
             Some(warden::Target {
                 dev: superblock.dev,
                 mount: open_at.path.clone(),

@@ -218,14 +218,6 @@ impl Session {
         }
     }
 
-    /// The data directory, as the server sees it (PostgreSQL).
-    pub fn data_directory(&self) -> Option<PathBuf> {
-        match &self.engine {
-            Held::Postgres(session) => session.data_directory().map(Path::to_owned),
-            Held::Mysql(_) => None,
-        }
-    }
-
     /// What [`postgres::system_identifier_of`] must find in its data directory, if these are its files (PostgreSQL).
     pub fn system_identifier(&self) -> Option<u64> {
         match &self.engine {

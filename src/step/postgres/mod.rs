@@ -206,10 +206,6 @@ impl Session {
         self.places.log.iter().filter_map(remark).collect()
     }
 
-    pub(super) fn data_directory(&self) -> Option<&Path> {
-        self.places.data()
-    }
-
     pub(super) fn system_identifier(&self) -> Option<u64> {
         self.system_identifier
     }

@@ -22,12 +22,6 @@ pub(super) struct Places {
     pub log: Option<PathBuf>,
 }
 
-impl Places {
-    pub(super) fn data(&self) -> Option<&Path> {
-        self.needed.first().map(|place| place.path.as_path())
-    }
-}
-
 /// Why they could not be found.
 pub(super) enum Hidden {
     /// the role may not know

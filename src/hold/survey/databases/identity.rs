@@ -6,7 +6,9 @@ use std::{
 };
 
 use crate::{
-    guest::{databases::RunningEngine, tasks::Processes, whereabouts::Whereabouts},
+    guest::{Superblock, databases::RunningEngine, tasks::Processes, whereabouts::Whereabouts},
+    hold::receipt,
+    step::postgres::system_identifier_of,
     sys::view::{Spot, View},
 };
 
@@ -50,17 +52,23 @@ pub(super) enum Works {
     There,
     /// in another directory, so that it is not the server that answered
     Elsewhere(PathBuf),
+    /// there, but the files are of another server
+    OnOthersFiles,
     /// it cannot be looked at
     Unknown,
 }
 
-/// PostgreSQL, MySQL and MariaDB make the data directory their working directory. May block.
-pub(super) fn works_in(root: &Path, pid: i32, data: &Path) -> Works {
+/// PostgreSQL, MySQL and MariaDB make the data directory their working directory. `told`: the identifier that a PostgreSQL
+/// server says it has, and its files must say as well. May block.
+pub(super) fn works_in(root: &Path, pid: i32, data: &Path, told: Option<u64>) -> Works {
     let cwd = root.join("proc").join(pid.to_string()).join("cwd");
     let said = Whereabouts::of(root, Some(pid)).and_then(|whereabouts| whereabouts.file_at(data));
     let Ok(works) = Spot::open(&cwd) else { return Works::Unknown };
     match (works.id(), said) {
-        (Ok(works), Ok(said)) if works == said => Works::There,
+        (Ok(works), Ok(said)) if works == said => match told.map(|told| (told, system_identifier_of(&cwd))) {
+            Some((told, Ok(found))) if told != found => Works::OnOthersFiles,
+            Some(_) | None => Works::There,
+        },
         (Ok(_), Ok(_)) => Works::Elsewhere(works.name().unwrap_or(cwd)),
         // what it says is not there at all, in its own view: then it is not its own view
         (Ok(_), Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -68,6 +76,23 @@ pub(super) fn works_in(root: &Path, pid: i32, data: &Path) -> Works {
         }
         (Ok(_) | Err(_), Err(_)) | (Err(_), Ok(_)) => Works::Unknown,
     }
+}
+
+/// A data directory that is the root of its file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RootOf {
+    WithReceipt,
+    WithoutReceipt,
+}
+
+/// Whether the server's data directory is the root of the file system it lies on. May block.
+pub(super) fn is_root(root: &Path, pid: Option<i32>, data: &Path, superblock: &Superblock) -> Option<RootOf> {
+    let open_at = superblock.open_at.as_ref().filter(|mount| mount.fs_root == Path::new("/"))?;
+    let ours = Whereabouts::of(root, superblock.namespace).ok()?;
+    let data = Whereabouts::of(root, pid).ok()?.file_at(data).ok()?;
+    let its_root = ours.file_at(&open_at.path).ok()?;
+    let has_one = ours.file_at(&open_at.path.join(receipt::DIRECTORY)).is_ok();
+    (data == its_root).then_some(if has_one { RootOf::WithReceipt } else { RootOf::WithoutReceipt })
 }
 
 /// Why a PostgreSQL server takes no connections now, with the cure, if its `postmaster.pid` says so. May block.
@@ -133,11 +158,11 @@ mod tests {
         let own = std::process::id().cast_signed();
         let root = Path::new("/");
         let cwd = std::env::current_dir().unwrap();
-        assert_eq!(works_in(root, own, &cwd), Works::There);
+        assert_eq!(works_in(root, own, &cwd, None), Works::There);
         let other = tempfile::tempdir().unwrap();
-        assert_eq!(works_in(root, own, other.path()), Works::Elsewhere(cwd.canonicalize().unwrap()));
-        assert!(matches!(works_in(root, own, Path::new("/no/such/data")), Works::Elsewhere(_)));
-        assert_eq!(works_in(root, i32::MAX, &cwd), Works::Unknown);
+        assert_eq!(works_in(root, own, other.path(), None), Works::Elsewhere(cwd.canonicalize().unwrap()));
+        assert!(matches!(works_in(root, own, Path::new("/no/such/data"), None), Works::Elsewhere(_)));
+        assert_eq!(works_in(root, i32::MAX, &cwd, None), Works::Unknown);
     }
 
     #[test]

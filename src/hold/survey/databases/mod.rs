@@ -19,12 +19,12 @@ use futures_util::future::join_all;
 use self::{
     candidates::{Candidate, Unreachable},
     coverage::{Ground, Judged, Part},
-    identity::{Answered, Works},
+    identity::{Answered, RootOf, Works},
 };
 use super::{DISCONNECT_LIMIT, READ_LIMIT, Surroundings, Survey, TOUCH_LIMIT, in_a_thread};
 use crate::{
     config::Settings,
-    guest::{Dev, Kind, databases},
+    guest::{Dev, Kind, Superblock, databases},
     hold::{Refusal, RefusalKind, plan::problem},
     proto::{self, Claim, Severity, StepKind, StepOutcome},
     step::database::{self, Address, Given, Logs, Session, Target},
@@ -214,12 +214,17 @@ impl Survey {
         }
         if let (Some(pid), Some(data)) = (pid, session.places().into_iter().find(|place| place.purpose == "data")) {
             let (root, path) = (surroundings.root.clone(), data.path.clone());
-            let works = in_a_thread(TOUCH_LIMIT, move || identity::works_in(&root, pid, &path)).await;
-            if let Some(Works::Elsewhere(directory)) = works {
+            let told = session.system_identifier();
+            let works = in_a_thread(TOUCH_LIMIT, move || identity::works_in(&root, pid, &path, told)).await;
+            let another = match works {
+                Some(Works::Elsewhere(directory)) => Some(format!("works in {}", directory.display())),
+                Some(Works::OnOthersFiles) => Some("has files with another system identifier".to_owned()),
+                Some(Works::There | Works::Unknown) | None => None,
+            };
+            if let Some(another) = another {
                 let why = format!(
-                    "the server that answers keeps its data in {}, but process {pid} works in {}: it is another one",
+                    "the server that answers keeps its data in {}, but process {pid} {another}: it is another one",
                     data.path.display(),
-                    directory.display()
                 );
                 let cure = "configure the server's own socket; through a proxy or pooler it cannot be told apart";
                 self.cannot_hold(&target, &failure(&target, why, cure));
@@ -258,8 +263,8 @@ impl Survey {
             step.reason = message;
         }
         self.problems.extend(session.remarks());
-        if described.engine == "mariadb" && self.writes_receipts {
-            self.note_receipt_among_schemas(&step.name, &judged);
+        if self.writes_receipts && matches!(described.engine.as_str(), "postgresql" | "mariadb") {
+            self.leave_out_receipt(&step.name, &judged, pid, surroundings).await;
         }
         self.say_if_logs_freeze(&session, pid, surroundings).await;
         self.note_at_risk(&target.name, &judged);
@@ -332,14 +337,27 @@ impl Survey {
         })
     }
 
-    /// MariaDB takes every directory in its data directory for a database, ours as well if that is where receipts lie.
-    fn note_receipt_among_schemas(&mut self, step: &str, judged: &[Judged]) {
+    /// A receipt in a data directory, which is where it lies if that is the root of a file system, is in the way of others:
+    /// `pg_basebackup` stops at a directory it may not read, MariaDB takes it for a database and `mariadb-dump` stops at that.
+    /// So there is none, unless there already was.
+    async fn leave_out_receipt(
+        &mut self,
+        step: &str,
+        judged: &[Judged],
+        pid: Option<i32>,
+        surroundings: &Surroundings,
+    ) {
         let Some(data) = judged.iter().find(|j| j.part.purpose == "data") else { return };
-        let is_root = |s: &crate::guest::Superblock| data.part.at == Ok(s.dev) && s.mounts.contains(&data.part.path);
-        if self.guest.superblocks.iter().any(is_root) {
-            let message = "its data directory is the root of a file system, where .holdstill lies: it is listed among its databases";
-            let hint = "set `ignore_db_dirs = .holdstill` in the server's configuration";
-            self.problems.push(problem(Severity::Note, "RECEIPT_AMONG_SCHEMAS", step, message, hint));
+        let is_it = |s: &&Superblock| data.part.at == Ok(s.dev);
+        let Some(superblock) = self.guest.superblocks.iter().find(is_it).cloned() else { return };
+        let (root, path) = (surroundings.root.clone(), data.part.path.clone());
+        let found = in_a_thread(TOUCH_LIMIT, move || identity::is_root(&root, pid, &path, &superblock)).await;
+        if found == Some(Some(RootOf::WithoutReceipt)) {
+            self.without_receipt.extend(data.part.at.clone());
+            let message = "its data directory is the root of a file system, where a receipt would be in the way of \
+                           pg_basebackup and mariadb-dump: none is written there, and that copy cannot testify";
+            let hint = "move the data into a directory below, as its manual advises";
+            self.problems.push(problem(Severity::Note, "RECEIPT_LEFT_OUT", step, message, hint));
         }
     }
 
