@@ -29,10 +29,7 @@ mod strategy;
 mod transactions;
 mod unlogged;
 
-use std::{
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-};
+use std::{os::fd::OwnedFd, path::PathBuf};
 
 pub use self::identity::system_identifier_of;
 use self::{
