@@ -887,6 +887,10 @@ async fn open_transactions_are_waited_for_counted_and_never_ended() {
         let message = &remark(&session, "NOT_DRAINED", &mut all).message;
         assert!(message.starts_with("2 write transactions are still open") && message.contains("absent"), "{message}");
         assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Bounded);
+        let mut session = connect(&Target { busy: Busy::Refuse, ..asking(&server, Strategy::GlobalLock) }).await;
+        hold(&mut session).await;
+        assert_eq!(session.describe().strategy, "global-lock", "idle transactions are in nobody's way");
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Exact);
         run(&mut prepared, "XA ROLLBACK 'x'").await;
         let mut session = connect(&Target { drain: Duration::from_secs(8), ..server.target() }).await;
         let commit = async {
