@@ -103,7 +103,7 @@ const LONG_SELECT: &str = "SELECT COUNT(*), SLEEP(30) FROM app.report WHERE i <>
 
 #[tokio::test]
 async fn with_only_innodb_nobody_waits_but_ddl_and_the_copy_lies_between_two_positions() {
-    with(Release::Sid, "with_only_innodb", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let application = server.with_table().await;
         let mut session = connect(&server.target()).await;
         assert_eq!(codes(&session.remarks()), [""; 0]);
@@ -133,7 +133,7 @@ async fn with_only_innodb_nobody_waits_but_ddl_and_the_copy_lies_between_two_pos
 async fn every_version_is_held_in_every_way_it_has() {
     for release in Release::ALL {
         let settings = ["log-bin=binlog", "gtid-mode=ON", "enforce-gtid-consistency=ON"];
-        with(release, "every_version_is_held", &settings, async |server| {
+        with(release, &settings, async |server| {
             let mut application = server.with_table().await;
             let usual = if release.instance_lock() { "instance-lock" } else { "freeze-only" };
             for (strategy, name, claim) in [
@@ -179,7 +179,7 @@ async fn commits_acknowledged_without_waiting_for_the_disk_survive_a_crash_after
         ["innodb-flush-log-at-trx-commit=0", "innodb-flush-log-at-timeout=2700", "innodb-adaptive-flushing=OFF"];
     for release in Release::ALL {
         for strategy in [Strategy::Auto, Strategy::GlobalLock] {
-            with(release, "relaxed", &RELAXED, async |server| {
+            with(release, &RELAXED, async |server| {
                 let mut server = server;
                 let mut application = server.with_table().await;
                 let mut session = connect(&asking(&server, strategy)).await;
@@ -209,7 +209,7 @@ async fn commits_acknowledged_without_waiting_for_the_disk_survive_a_crash_after
 #[tokio::test]
 async fn without_a_flush_a_crash_loses_what_was_acknowledged() {
     const RELAXED: [&str; 2] = ["innodb-flush-log-at-trx-commit=0", "innodb-flush-log-at-timeout=2700"];
-    with(Release::Sid, "without_a_flush", &RELAXED, async |server| {
+    with(Release::Sid, &RELAXED, async |server| {
         let mut server = server;
         let mut application = server.with_table().await;
         run(&mut application, "FLUSH LOCAL ENGINE LOGS").await;
@@ -226,7 +226,7 @@ async fn without_a_flush_a_crash_loses_what_was_acknowledged() {
 
 #[tokio::test]
 async fn a_few_tables_without_transactions_are_locked_and_all_others_go_on() {
-    with(Release::Sid, "a_few_tables", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut application = server.with_table().await;
         for sql in [
             "CREATE TABLE app.m (i int) ENGINE=MyISAM",
@@ -254,7 +254,7 @@ async fn a_few_tables_without_transactions_are_locked_and_all_others_go_on() {
 
 #[tokio::test]
 async fn many_tables_without_transactions_are_locked_all_at_once() {
-    with(Release::Sid, "many_tables", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut application = server.with_table().await;
         for i in 0..17 {
             run(&mut application, &format!("CREATE TABLE app.m{i} (i int) ENGINE=MyISAM")).await;
@@ -281,7 +281,7 @@ async fn many_tables_without_transactions_are_locked_all_at_once() {
 
 #[tokio::test]
 async fn an_account_that_sees_no_table_has_not_seen_that_there_is_none() {
-    with(Release::Sid, "an_account_that_sees_no_table", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut application = server.with_table().await;
         run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
         run(&mut application, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
@@ -318,7 +318,7 @@ async fn an_account_that_sees_no_table_has_not_seen_that_there_is_none() {
 
 #[tokio::test]
 async fn tables_whose_files_were_seen_count_even_if_the_server_tells_of_none() {
-    with(Release::Sid, "files_were_seen", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         drop(server.with_table().await);
         let mut session = connect(&server.target()).await;
         assert_eq!(session.describe().strategy, "instance-lock");
@@ -337,7 +337,7 @@ async fn tables_whose_files_were_seen_count_even_if_the_server_tells_of_none() {
 async fn the_least_account_is_enough_for_every_way_to_hold() {
     for release in Release::ALL {
         let settings = ["log-bin=binlog", "sync-binlog=1", "gtid-mode=ON", "enforce-gtid-consistency=ON"];
-        with(release, "the_least_account", &settings, async |server| {
+        with(release, &settings, async |server| {
             let mut dba = server.with_table().await;
             run(&mut dba, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
             let old =
@@ -396,7 +396,7 @@ async fn the_least_account_is_enough_for_every_way_to_hold() {
 
 #[tokio::test]
 async fn what_may_not_be_locked_alone_is_locked_with_all_others_and_the_cure_is_said() {
-    with(Release::Sid, "may_not_be_locked_alone", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut application = server.with_table().await;
         run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
         run(&mut application, "CREATE USER keeper@localhost IDENTIFIED BY 'right'").await;
@@ -425,7 +425,7 @@ async fn what_may_not_be_locked_alone_is_locked_with_all_others_and_the_cure_is_
 
 #[tokio::test]
 async fn a_lock_that_the_server_does_not_record_is_shown_by_what_its_holder_is_refused() {
-    with(Release::Bionic, "a_lock_not_recorded", &[], async |server| {
+    with(Release::Bionic, &[], async |server| {
         let mut application = server.with_table().await;
         run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
         for (strategy, claim) in [(Strategy::Auto, Claim::Exact), (Strategy::TableLocks, Claim::Bounded)] {
@@ -447,6 +447,13 @@ async fn a_lock_that_the_server_does_not_record_is_shown_by_what_its_holder_is_r
         let proof = session.prove_and_release(LIMIT).await;
         let problem = proof.problem.expect("it is said");
         assert_eq!((proof.database.claim(), problem.code.as_str()), (Claim::Recoverable, "LOCK_NOT_SHOWN"));
+        run(&mut application, "ALTER TABLE app.m ENGINE=InnoDB").await;
+        let asked = Target { strategy: Strategy::GlobalLock, ..small.clone() };
+        let mut session = connect(&asked).await;
+        hold(&mut session).await;
+        let proof = session.prove_and_release(LIMIT).await;
+        assert_eq!(proof.database.claim(), Claim::Bounded, "what was flushed needs no lock");
+        run(&mut application, "ALTER TABLE app.m ENGINE=MyISAM").await;
         for grant in problem.hint.split("; ") {
             run(&mut application, grant).await;
         }
@@ -460,7 +467,7 @@ async fn a_lock_that_the_server_does_not_record_is_shown_by_what_its_holder_is_r
 
 #[tokio::test]
 async fn a_long_select_in_front_of_the_global_lock_is_waited_for_and_then_it_is_held_with_less() {
-    with(Release::Sid, "a_long_select", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let application = commits(server.with_table().await).await;
         let (id, running) = busy(&server, LONG_SELECT).await;
         long(&server, id).await;
@@ -502,7 +509,7 @@ async fn a_long_select_in_front_of_the_global_lock_is_waited_for_and_then_it_is_
 #[tokio::test]
 async fn a_global_lock_that_failed_is_let_go_at_once() {
     for release in [Release::Bionic, Release::Noble, Release::Sid] {
-        with(release, "a_global_lock_that_failed", &[], async |server| {
+        with(release, &[], async |server| {
             let application = commits(server.with_table().await).await;
             let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
             session.soften(LIMIT).await.expect("softened");
@@ -533,7 +540,7 @@ async fn a_global_lock_that_failed_is_let_go_at_once() {
 
 #[tokio::test]
 async fn a_long_statement_on_a_table_that_should_be_locked_leaves_it_open_and_that_is_said() {
-    with(Release::Sid, "a_long_statement_on_a_table", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut application = server.with_table().await;
         run(&mut application, "CREATE TABLE app.m (i int) ENGINE=MyISAM").await;
         run(&mut application, "INSERT INTO app.m VALUES (1)").await;
@@ -564,7 +571,7 @@ async fn a_long_statement_on_a_table_that_should_be_locked_leaves_it_open_and_th
 async fn a_server_that_records_nothing_or_takes_no_writes_is_held_all_the_same() {
     for release in [Release::Bionic, Release::Noble, Release::Sid] {
         for setting in ["performance-schema=OFF", "super-read-only=ON"] {
-            with(release, "records_nothing", &["log-bin=binlog"], async |server| {
+            with(release, &["log-bin=binlog"], async |server| {
                 drop(server.with_table().await);
                 let server = server.restart(&["log-bin=binlog", setting]);
                 for (strategy, claim) in [(Strategy::Auto, Claim::Bounded), (Strategy::GlobalLock, Claim::Exact)] {
@@ -582,7 +589,7 @@ async fn a_server_that_records_nothing_or_takes_no_writes_is_held_all_the_same()
 
 #[tokio::test]
 async fn ddl_in_front_of_the_instance_lock_leaves_the_freeze() {
-    with(Release::Sid, "ddl_in_front", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let application = commits(server.with_table().await).await;
         let ctas = "CREATE TABLE app.copy AS SELECT i, SLEEP(30) AS s FROM app.report";
         let (id, running) = busy(&server, ctas).await;
@@ -602,7 +609,7 @@ async fn ddl_in_front_of_the_instance_lock_leaves_the_freeze() {
 
 #[tokio::test]
 async fn an_idle_session_that_keeps_tables_locked_is_seen_before_the_global_lock_is_tried() {
-    with(Release::Sid, "an_idle_session", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let application = server.with_table().await;
         let mut idle = server.client().await;
         run(&mut idle, "LOCK TABLES app.t WRITE").await;
@@ -630,7 +637,7 @@ async fn an_idle_session_that_keeps_tables_locked_is_seen_before_the_global_lock
 
 #[tokio::test]
 async fn a_call_dropped_in_the_middle_of_the_global_lock_lets_go_too() {
-    with(Release::Sid, "a_call_dropped", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let application = commits(server.with_table().await).await;
         let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
         session.soften(LIMIT).await.expect("softened");
@@ -648,7 +655,7 @@ async fn a_call_dropped_in_the_middle_of_the_global_lock_lets_go_too() {
 
 #[tokio::test]
 async fn the_lock_dies_with_the_session_however_it_ends() {
-    with(Release::Sid, "the_lock_dies", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut application = server.with_table().await;
         let cut_by_the_warden = |session: Session| {
             sockets::cut(&session.socket().expect("duplicated"));
@@ -671,7 +678,7 @@ async fn the_lock_dies_with_the_session_however_it_ends() {
 
 #[tokio::test]
 async fn a_session_that_was_killed_is_not_called_proven() {
-    with(Release::Sid, "a_session_that_was_killed", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let application = server.with_table().await;
         let mut session = connect(&server.target()).await;
         hold(&mut session).await;
@@ -695,7 +702,7 @@ async fn a_session_that_was_killed_is_not_called_proven() {
 
 #[tokio::test]
 async fn a_server_that_was_killed_while_held_is_not_called_proven() {
-    with(Release::Sid, "a_server_that_was_killed", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut server = server;
         let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
         hold(&mut session).await;
@@ -711,7 +718,7 @@ async fn a_server_that_was_killed_while_held_is_not_called_proven() {
 
 #[tokio::test]
 async fn a_stopped_server_does_not_keep_the_hold() {
-    with(Release::Sid, "a_stopped_server", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let application = server.with_table().await;
         let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
         hold(&mut session).await;
@@ -731,7 +738,7 @@ async fn a_stopped_server_does_not_keep_the_hold() {
 async fn timeouts_set_against_us_do_not_end_the_hold() {
     let settings =
         ["wait-timeout=1", "interactive-timeout=1", "max-execution-time=1", "lock-wait-timeout=1", "autocommit=OFF"];
-    with(Release::Sid, "timeouts", &settings, async |server| {
+    with(Release::Sid, &settings, async |server| {
         let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
         hold(&mut session).await;
         tokio::time::sleep(Duration::from_millis(2500)).await; // longer than the server waits for others
@@ -748,7 +755,7 @@ async fn timeouts_set_against_us_do_not_end_the_hold() {
 
 #[tokio::test]
 async fn when_all_connections_are_taken_the_cure_is_named() {
-    with(Release::Sid, "all_connections_taken", &["max-connections=3"], async |server| {
+    with(Release::Sid, &["max-connections=3"], async |server| {
         let mut clients = vec![server.with_table().await, server.client().await];
         let mut session = connect(&asking(&server, Strategy::GlobalLock)).await;
         clients.push(server.client().await); // the one more that is kept for administrators
@@ -767,7 +774,7 @@ async fn when_all_connections_are_taken_the_cure_is_named() {
 
 #[tokio::test]
 async fn accounts_of_every_kind_are_let_in_and_the_others_are_told_how() {
-    with(Release::Sid, "accounts", &["plugin-load-add=auth_socket.so"], async |server| {
+    with(Release::Sid, &["plugin-load-add=auth_socket.so"], async |server| {
         let mut dba = server.with_table().await;
         run(&mut dba, "CREATE USER keeper@localhost IDENTIFIED WITH auth_socket AS 'root'").await;
         let keeper = Target { user: Some("keeper".to_owned()), ..server.target() };
@@ -808,7 +815,7 @@ async fn accounts_of_every_kind_are_let_in_and_the_others_are_told_how() {
 
 #[tokio::test]
 async fn logs_that_would_stop_every_statement_are_said() {
-    with(Release::Sid, "logs", &["general-log=ON", "log-output=TABLE", "disable-log-bin"], async |server| {
+    with(Release::Sid, &["general-log=ON", "log-output=TABLE", "disable-log-bin"], async |server| {
         let mut session = connect(&server.target()).await;
         assert_eq!(codes(&session.remarks()), ["STATEMENT_LOG", "LOG_TABLES", "NO_BINARY_LOG"]);
         hold(&mut session).await;
@@ -824,7 +831,7 @@ async fn logs_that_would_stop_every_statement_are_said() {
 
 #[tokio::test]
 async fn without_a_redo_log_nothing_is_claimed() {
-    with(Release::Sid, "without_a_redo_log", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut dba = server.with_table().await;
         run(&mut dba, "ALTER INSTANCE DISABLE INNODB REDO_LOG").await;
         let session = connect(&server.target()).await;
@@ -841,7 +848,7 @@ async fn without_a_redo_log_nothing_is_claimed() {
 
 #[tokio::test]
 async fn every_place_of_its_data_is_named() {
-    with(Release::Sid, "every_place", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let names = ["logs", "undo", "dw", "tables"];
         let made = names.map(|name| directory(&server.place, name).display().to_string());
         let [logs, undo, dw, tables] = &made;
@@ -869,7 +876,7 @@ async fn every_place_of_its_data_is_named() {
 
 #[tokio::test]
 async fn open_transactions_are_waited_for_counted_and_never_ended() {
-    with(Release::Sid, "open_transactions", &[], async |server| {
+    with(Release::Sid, &[], async |server| {
         let mut application = server.with_table().await;
         run(&mut application, "BEGIN").await;
         run(&mut application, "INSERT INTO app.t VALUES (1)").await;
@@ -887,6 +894,10 @@ async fn open_transactions_are_waited_for_counted_and_never_ended() {
         let message = &remark(&session, "NOT_DRAINED", &mut all).message;
         assert!(message.starts_with("2 write transactions are still open") && message.contains("absent"), "{message}");
         assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Bounded);
+        let mut session = connect(&Target { busy: Busy::Refuse, ..asking(&server, Strategy::GlobalLock) }).await;
+        hold(&mut session).await;
+        assert_eq!(session.describe().strategy, "global-lock", "idle transactions are in nobody's way");
+        assert_eq!(session.prove_and_release(LIMIT).await.database.claim(), Claim::Exact);
         run(&mut prepared, "XA ROLLBACK 'x'").await;
         let mut session = connect(&Target { drain: Duration::from_secs(8), ..server.target() }).await;
         let commit = async {
@@ -909,7 +920,7 @@ async fn open_transactions_are_waited_for_counted_and_never_ended() {
 async fn a_replicas_executed_position_is_told_and_that_it_stands_still() {
     const TABLES: [&str; 2] = ["loose-master-info-repository=TABLE", "loose-relay-log-info-repository=TABLE"];
     for release in Release::ALL {
-        with(release, "a_replicas_position", &TABLES, async |server| {
+        with(release, &TABLES, async |server| {
             let mut dba = server.with_table().await;
             let old = "CHANGE MASTER TO MASTER_HOST='127.0.0.1', MASTER_LOG_FILE='b.000007', MASTER_LOG_POS=157, \
                        MASTER_DELAY=60 FOR CHANNEL 'east'";
@@ -945,7 +956,7 @@ async fn a_member_of_a_replication_group_is_not_locked() {
         "loose-group-replication-start-on-boot=OFF",
         "loose-group-replication-bootstrap-group=ON",
     ];
-    with(Release::Sid, "a_member_of_a_group", &settings, async |server| {
+    with(Release::Sid, &settings, async |server| {
         let session = connect(&server.target()).await;
         assert_eq!(session.describe().strategy, "instance-lock", "it has not joined");
         let mut dba = server.with_table().await;

@@ -2,11 +2,13 @@
 //! their own dynamic loader: nothing is mounted, nothing is installed.
 
 use std::{
+    collections::BTreeSet,
     env, fs,
     io::Write,
     os::unix::{fs::chown, net::UnixStream},
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
 };
 
 use holdstill::step::database::{Engine, Target};
@@ -61,14 +63,22 @@ impl Release {
 }
 
 /// Runs `fact` with such a server, or says why it cannot be run.
-pub async fn with(release: Release, name: &str, settings: &[&str], fact: impl AsyncFnOnce(Server)) {
+pub async fn with(release: Release, settings: &[&str], fact: impl AsyncFnOnce(Server)) {
     match release.tree() {
         Ok(tree) => fact(Server::start(release, tree, settings)).await,
-        Err(why) => {
-            let skips = env::var_os("HOLDSTILL_SKIPS").unwrap_or_else(|| panic!("{why}"));
-            let mut skips = fs::OpenOptions::new().append(true).create(true).open(skips).expect("writable");
-            writeln!(skips, "{name}: {why}").expect("written");
-        }
+        Err(why) => note_skip(&why),
+    }
+}
+
+/// Once for each test, also for one that wanted several servers: the lines are counted as tests.
+fn note_skip(why: &str) {
+    static NOTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let skips = env::var_os("HOLDSTILL_SKIPS").unwrap_or_else(|| panic!("{why}"));
+    // The harness names the thread after the test.
+    let name = std::thread::current().name().unwrap_or("a test").to_owned();
+    if NOTED.lock().expect("nobody panics with it").insert(name.clone()) {
+        let mut skips = fs::OpenOptions::new().append(true).create(true).open(skips).expect("writable");
+        writeln!(skips, "{name}: {why}").expect("written");
     }
 }
 

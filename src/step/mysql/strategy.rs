@@ -164,12 +164,12 @@ pub(super) struct Worth {
     pub provable: bool,
 }
 
-/// What a hold of this kind is worth if it is proven to have lasted.
+/// What a hold of this kind is worth if it is proven to have lasted. A lock that cannot be shown counts as none.
 pub(super) fn claim(kind: Kind, worth: Worth) -> Claim {
-    let tables_whole = kind.quiets_tables() || worth.tables.none();
+    let tables_whole = worth.tables.none() || (kind.quiets_tables() && worth.provable);
     match () {
-        () if !worth.flushed || !worth.redo || !worth.provable || !tables_whole => Claim::Recoverable,
-        () if kind.stops_commits() => Claim::Exact,
+        () if !worth.flushed || !worth.redo || !tables_whole => Claim::Recoverable,
+        () if kind.stops_commits() && worth.provable => Claim::Exact,
         () => Claim::Bounded,
     }
 }
@@ -258,9 +258,10 @@ mod tests {
                     for provable in [false, true] {
                         for tables in [Count::Known(0), Count::Known(1), Count::Unknown] {
                             let got = claim(kind, Worth { flushed, redo, tables, provable });
-                            assert!(got != Claim::Exact || kind.stops_commits());
-                            assert!(got == Claim::Recoverable || flushed && redo && provable);
-                            assert!(got == Claim::Recoverable || tables.none() || kind.quiets_tables());
+                            assert!(got != Claim::Exact || kind.stops_commits() && provable);
+                            assert!(got == Claim::Recoverable || flushed && redo);
+                            let quiet = kind.quiets_tables() && provable;
+                            assert!(got == Claim::Recoverable || tables.none() || quiet);
                         }
                     }
                 }
