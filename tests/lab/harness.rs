@@ -212,7 +212,7 @@ fn in_world(fact: &Fact, dir: &Path, no_capture: bool) -> io::Result<End> {
     let output = dir.join("output");
     let mut world = Command::new("setpriv");
     world
-        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child=KILL"])
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child=KILL"])
         .args(["--propagation", "private"])
         .arg(std::env::current_exe()?)
         .arg("--lab-init")

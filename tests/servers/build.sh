@@ -47,7 +47,7 @@ say() { echo "$*" >&2; }
 
 # make NAME MIRROR PROGRAMS PACKAGES
 make() {
-    local name=$1 mirror=$2 programs=$3 packages=$4 new=$servers/$1.new log=$servers/$1.log begun=$SECONDS stamp each
+    local name=$1 mirror=$2 programs=$3 packages=$4 new=$servers/$1.new log=$servers/$1.log begun=$SECONDS stamp why
     stamp=$(echo "$*" "${useless[@]}" | sha256sum | cut -d' ' -f1)
     if [ -d "$servers/$name" ] && [ "$(cat "$servers/$name.stamp" 2>/dev/null)" = "$stamp" ]; then return 0; fi
     rm -rf "$new" "${servers:?}/$name" "$servers/$name.stamp"
@@ -58,7 +58,8 @@ make() {
         say "$name: made in $((SECONDS - begun)) s"
     else
         rm -rf "$new"
-        echo "$name could not be unpacked from $mirror's packages: $(grep -E '^(E|W|Err)|[Ff]ailed|cannot|not found' "$log" | tail -1)" >"$servers/$name.missing"
+        why=$(grep -E '^(E|Err)|[Ff]ailed|cannot|not found' "$log" | grep -v 'mmdebstrap failed' | head -1 || true)
+        echo "$name could not be unpacked from $mirror's packages: ${why:-see $log}" >"$servers/$name.missing"
         say "$(cat "$servers/$name.missing") (see $log)"
     fi
 }
@@ -130,6 +131,7 @@ while read -r name mirror programs packages; do
     while [ "$(jobs -rp | wc -l)" -ge 2 ]; do wait -n || true; done
 done < <(trees)
 wait
-there=$(for each in "$servers"/*.stamp; do [ -e "$each" ] && basename "$each" .stamp; done | xargs)
-missing=$(for each in "$servers"/*.missing; do [ -e "$each" ] && basename "$each" .missing; done | xargs)
+# named WHAT: the names of which there is a file WHAT.
+named() { find "$servers" -maxdepth 1 -name "*.$1" -printf '%f\n' | sed 's/\.[a-z]*$//' | sort | xargs; }
+there=$(named stamp) missing=$(named missing)
 echo "$servers: ${there:-nothing}, $(du -sm "$servers" | cut -f1) MB${missing:+; missing: $missing}"
