@@ -51,6 +51,11 @@ make() {
     stamp=$(echo "$*" "${useless[@]}" | sha256sum | cut -d' ' -f1)
     if [ -d "$servers/$name" ] && [ "$(cat "$servers/$name.stamp" 2>/dev/null)" = "$stamp" ]; then return 0; fi
     rm -rf "$new" "${servers:?}/$name" "$servers/$name.stamp"
+    if [ "$mirror" = ubuntu ] && ! reachable; then
+        echo "$name: archive.ubuntu.com cannot be reached from here" >"$servers/$name.missing"
+        say "$(cat "$servers/$name.missing")"
+        return 0
+    fi
     if unpack "$name" "$mirror" "$packages" "$new" >"$log" 2>&1 && trim "$new" >>"$log" 2>&1 && works "$new" "$programs" >>"$log" 2>&1; then
         mv "$new" "$servers/$name"
         echo "$stamp" >"$servers/$name.stamp"
@@ -63,6 +68,9 @@ make() {
         say "$(cat "$servers/$name.missing") (see $log)"
     fi
 }
+
+# Whether there is any way to Ubuntu's packages: elsewhere than where this was written there may be only Debian's.
+reachable() { timeout 20 bash -c 'exec 3<>/dev/tcp/archive.ubuntu.com/80' 2>/dev/null; }
 
 # unpack NAME MIRROR PACKAGES TREE
 unpack() {
