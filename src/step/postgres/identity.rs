@@ -2,7 +2,6 @@
 //! session to the files of a data directory.
 
 use std::{
-    fs,
     io::{self, Read},
     path::Path,
 };
@@ -11,6 +10,7 @@ use super::{
     super::database::Deadline,
     connect::{Login, Refused, text},
 };
+use crate::sys::view::View;
 
 /// What must be the same after the thaw as before the freeze.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -75,13 +75,16 @@ fn unsigned(identifier: &str) -> Option<u64> {
 /// Not there, not readable, too short.
 pub fn system_identifier_of(data_directory: &Path) -> io::Result<u64> {
     let mut head = [0; 8];
-    fs::File::open(data_directory.join("global/pg_control"))?.read_exact(&mut head)?;
+    // whoever runs the server decides what that is: a FIFO would keep us, a link lead us elsewhere
+    View::below(data_directory)?.read(Path::new("global/pg_control"))?.read_exact(&mut head)?;
     // src/include/catalog/pg_control.h: `uint64 system_identifier` comes first, in the machine's own byte order
     Ok(u64::from_ne_bytes(head))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn identity() -> Identity {

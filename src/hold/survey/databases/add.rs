@@ -97,9 +97,6 @@ impl Survey {
         if self.writes_receipts && matches!(described.engine.as_str(), "postgresql" | "mariadb") {
             self.leave_out_receipt(&step.name, &judged, pid, surroundings).await;
         }
-        if described.engine == "mariadb" && self.writes_receipts {
-            self.note_receipt_among_schemas(&step.name, &judged);
-        }
         self.say_if_logs_freeze(&session, pid, surroundings).await;
         self.note_at_risk(&target.name, &judged);
         self.expected.claims.push(described.claim());

@@ -83,17 +83,6 @@ impl Survey {
         })
     }
 
-    /// MariaDB takes every directory in its data directory for a database, ours as well if that is where receipts lie.
-    pub(super) fn note_receipt_among_schemas(&mut self, step: &str, judged: &[Judged]) {
-        let Some(data) = judged.iter().find(|j| j.part.purpose == "data") else { return };
-        let is_root = |s: &crate::guest::Superblock| data.part.at == Ok(s.dev) && s.mounts.contains(&data.part.path);
-        if self.guest.superblocks.iter().any(is_root) {
-            let message = "its data directory is the root of a file system, where .holdstill lies: it is listed among its databases";
-            let hint = "set `ignore_db_dirs = .holdstill` in the server's configuration";
-            self.problems.push(problem(Severity::Note, "RECEIPT_AMONG_SCHEMAS", step, message, hint));
-        }
-    }
-
     /// A receipt in a data directory, which is where it lies if that is the root of a file system, is in the way of others:
     /// `pg_basebackup` stops at a directory it may not read, MariaDB takes it for a database and `mariadb-dump` stops at that.
     /// So there is none, unless there already was.
