@@ -10,9 +10,12 @@ mod lab;
 
 mod coordinates;
 mod differences;
+mod discovery;
 mod editions;
 mod equipment;
 mod hazards;
+mod held;
+mod logs_after_thaw;
 mod logs_later;
 mod mount_root;
 mod table;
@@ -22,8 +25,17 @@ use std::process::ExitCode;
 /// They wait for servers and for timeouts most of the time.
 const SIDE_BY_SIDE: usize = 2;
 
-const FACTS: &[&[lab::Fact]] =
-    &[equipment::FACTS, editions::FACTS, mount_root::FACTS, differences::FACTS, logs_later::FACTS, hazards::FACTS];
+const FACTS: &[&[lab::Fact]] = &[
+    equipment::FACTS,
+    editions::FACTS,
+    mount_root::FACTS,
+    differences::FACTS,
+    logs_later::FACTS,
+    logs_after_thaw::FACTS,
+    held::FACTS,
+    discovery::FACTS,
+    hazards::FACTS,
+];
 
 fn main() -> ExitCode {
     if std::env::args().nth(1).is_some_and(|word| word.starts_with("--lab-") || word == "--list") {

@@ -9,8 +9,6 @@ mod lab;
 mod bad_input;
 mod claims;
 mod coexistence;
-mod databases;
-mod discovery;
 mod faults;
 mod filesystems;
 mod grpc_rules;
@@ -18,7 +16,6 @@ mod guest_agent;
 mod idle;
 mod lab_itself;
 mod lets_go;
-mod logs_after_thaw;
 mod own_only;
 mod private_root;
 mod receipts;
@@ -42,9 +39,6 @@ fn main() -> ExitCode {
         guest_agent::FACTS,
         receipts::FACTS,
         self_protection::FACTS,
-        databases::FACTS,
-        logs_after_thaw::FACTS,
-        discovery::FACTS,
         private_root::FACTS,
         write_back::FACTS,
         idle::FACTS,
