@@ -212,10 +212,7 @@ impl Session {
     /// Files the server writes its log to, each with what to say if it lies on a file system that is frozen: a server
     /// that cannot write its log may stop answering.
     pub fn log_places(&self) -> Vec<LogPlace> {
-        match &self.engine {
-            Held::Postgres(session) => session.log_places(),
-            Held::Mysql(_) => Vec::new(),
-        }
+        ask!(&self.engine, session => session.log_places())
     }
 
     /// What [`postgres::system_identifier_of`] must find in its data directory, if these are its files (PostgreSQL).

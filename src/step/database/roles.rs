@@ -114,7 +114,10 @@ fn mysql(version: Version) -> String {
     if version < Version(8, 0) {
         out.push_str(
             "-- FLUSH, who is in the way, where the logs stand\n\
-             GRANT RELOAD, PROCESS, REPLICATION CLIENT ON *.* TO holdstill@localhost;\n",
+             GRANT RELOAD, PROCESS, REPLICATION CLIENT ON *.* TO holdstill@localhost;\n\
+             -- it records no locks unless told to: to show one, and without a binary log\n\
+             GRANT LOCK TABLES ON mysql.* TO holdstill@localhost;\n\
+             GRANT SELECT ON mysql.time_zone TO holdstill@localhost;\n",
         );
     } else {
         out.push_str(

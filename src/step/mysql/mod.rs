@@ -50,7 +50,7 @@ use self::{
     strategy::{Choice, Kind, Worth},
     tables::Tables,
 };
-use super::database::{Busy, Deadline, Error, Place, Target, elsewhere, remark};
+use super::database::{Busy, Deadline, Error, LogPlace, Place, Target, elsewhere, remark};
 use crate::proto::{self, Severity};
 
 pub(super) struct Session {
@@ -225,6 +225,14 @@ impl Session {
 
     pub(super) fn places(&self) -> &[Place] {
         &self.places
+    }
+
+    pub(super) fn log_places(&self) -> Vec<LogPlace> {
+        let place = |(path, message, hint): (_, &str, &str)| {
+            let remark = remark(&self.target.name, Severity::Warning, "STATEMENT_LOG", message, hint);
+            LogPlace { path, remark }
+        };
+        self.settings.statement_log().into_iter().map(place).collect()
     }
 
     pub(super) fn remarks(&self) -> &[proto::Problem] {

@@ -1,6 +1,6 @@
 //! The server's settings that decide how it is held and what that is worth, read once per session.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use super::{
     flavour::Server,
@@ -95,21 +95,24 @@ impl Settings {
     }
 
     /// The log of every statement, if its disk being frozen would make all of them wait.
-    fn statement_log(&self) -> Option<(&'static str, &'static str)> {
+    /// A log that takes every statement: what to say if it lies on a frozen disk, with where it does. In the data directory if
+    /// it is a table, or a file of a relative name.
+    pub fn statement_log(&self) -> Option<(PathBuf, &'static str, &'static str)> {
         if self.get("log_output") == "NONE" {
             return None;
         }
-        if self.is_on("general_log") {
-            return Some((
-                "general_log is on: while the disk of that log is frozen every statement waits, reads too",
-                "SET GLOBAL general_log = OFF; or keep the log off the held disks",
-            ));
-        }
-        let every = self.is_on("slow_query_log") && self.get("long_query_time").parse() == Ok(0.0);
-        every.then_some((
-            "the slow query log takes every statement: while its disk is frozen they all wait, reads too",
-            "SET GLOBAL long_query_time = 1; or keep the log off the held disks",
-        ))
+        let every_slow = self.is_on("slow_query_log") && self.get("long_query_time").parse() == Ok(0.0);
+        let (file, message, hint) = if self.is_on("general_log") {
+            let message = "general_log is on: while the disk of that log is frozen every statement waits, reads too";
+            ("general_log_file", message, "SET GLOBAL general_log = OFF; or keep the log off the held disks")
+        } else if every_slow {
+            let message = "the slow query log takes every statement: while its disk is frozen they all wait, reads too";
+            ("slow_query_log_file", message, "SET GLOBAL long_query_time = 1; or keep the log off the held disks")
+        } else {
+            return None;
+        };
+        let file = if self.log_tables() { "" } else { self.get(file) };
+        Some((PathBuf::from(self.get("datadir")).join(file), message, hint))
     }
 
     /// Logs that are tables of their own: no lock keeps the server from writing to them.
@@ -135,9 +138,6 @@ impl Settings {
         let mut say = |severity, code, message: &str, hint: &str| {
             remarks.push((severity, code, message.to_owned(), hint.to_owned()));
         };
-        if let Some((message, hint)) = self.statement_log() {
-            say(Severity::Warning, "STATEMENT_LOG", message, hint);
-        }
         if self.log_tables() && !server.has_stages() {
             let message =
                 "statements are logged into tables, which no lock keeps quiet: those logs may be damaged in the copy";
@@ -193,17 +193,20 @@ mod tests {
     }
 
     #[test]
-    fn a_log_of_every_statement_is_said_wherever_it_goes() {
-        assert_eq!(codes(&[("general_log", "ON")], "9.7.4"), ["STATEMENT_LOG"]);
-        assert_eq!(codes(&[("general_log", "ON"), ("log_output", "NONE")], "9.7.4"), [""; 0]);
-        assert_eq!(
-            codes(&[("general_log", "ON"), ("log_output", "FILE,TABLE")], "9.7.4"),
-            ["STATEMENT_LOG", "LOG_TABLES"]
-        );
+    fn a_log_of_every_statement_is_known_by_where_it_goes() {
+        let log = |values: &[(&str, &str)]| {
+            let of_server =
+                [("datadir", "/srv/db/"), ("general_log_file", "own.log"), ("slow_query_log_file", "/logs/slow")];
+            let settings = Settings::of(&[&of_server, values].concat());
+            settings.statement_log().map(|(path, ..)| path.display().to_string())
+        };
+        assert_eq!(log(&[("general_log", "ON")]).as_deref(), Some("/srv/db/own.log"));
+        assert_eq!(log(&[("general_log", "ON"), ("log_output", "NONE")]), None);
+        assert_eq!(log(&[("general_log", "ON"), ("log_output", "FILE,TABLE")]).as_deref(), Some("/srv/db/"));
         let all_slow = [("slow_query_log", "ON"), ("long_query_time", "0.000000")];
-        assert_eq!(codes(&all_slow, "11.8.6-MariaDB"), ["STATEMENT_LOG"]);
-        assert_eq!(codes(&[("slow_query_log", "ON"), ("long_query_time", "10.000000")], "9.7.4"), [""; 0]);
-        assert_eq!(codes(&[("slow_query_log", "ON"), ("log_output", "TABLE")], "11.8.6-MariaDB"), [""; 0]);
+        assert_eq!(log(&all_slow).as_deref(), Some("/logs/slow"));
+        assert_eq!(log(&[("slow_query_log", "ON"), ("long_query_time", "10.000000")]), None);
+        assert_eq!(codes(&[("general_log", "ON"), ("log_output", "FILE,TABLE")], "9.7.4"), ["LOG_TABLES"]);
     }
 
     #[test]
