@@ -1,6 +1,7 @@
 //! How long transactions wait for a snapshot: holdstill, qemu-ga with a hook that flushes and locks as people write them,
 //! and no snapshot at all, on the same server, in the same run, taking turns. `cargo bench --bench databases`, as root;
-//! about three minutes. Uses the PostgreSQL and MariaDB of the machine, on a loop-mounted ext4 in the lab's directory.
+//! about five minutes. Uses the PostgreSQL and MariaDB of the machine, and the MySQL that `tests/servers/build.sh` unpacks, if
+//! it has; on a loop-mounted ext4 in the lab's directory.
 //!
 //! - the longest transaction that any of four clients saw around one freeze and thaw (pgbench; a writer of our own that
 //!   speaks the MySQL protocol)
@@ -21,7 +22,7 @@ use std::{process::ExitCode, thread, time::Duration};
 
 use lab::{
     Daemon, Lab, Type,
-    database::{Durability, Engine},
+    database::{Edition, Engine, ServerOptions},
     qemu_ga::QemuGa,
 };
 use load::{CLIENTS, Load};
@@ -57,13 +58,16 @@ enum Who {
 
 fn measured(lab: &Lab) {
     let rounds = if std::env::var_os("HOLDSTILL_BENCH_QUICK").is_some() { 1 } else { 7 };
-    let rows = [Engine::Postgresql, Engine::Mariadb].map(|engine| row(lab, engine, rounds));
+    let host = [Engine::Postgresql, Engine::Mariadb].map(Edition::of_host);
+    let unpacked = Some(Edition::find(Engine::Mysql, "9.x")).filter(|edition| edition.programs().is_ok());
+    let rows: Vec<Row> = host.into_iter().chain(unpacked).map(|edition| row(lab, &edition, rounds)).collect();
     print(&rows, rounds);
 }
 
-fn row(lab: &Lab, engine: Engine, rounds: usize) -> Row {
+fn row(lab: &Lab, edition: &Edition, rounds: usize) -> Row {
+    let engine = edition.engine;
     let disk = lab.fs_at(Type::Ext4, format!("/mnt/{}", engine.name()).as_ref(), 1024);
-    let server = lab.server(engine, &disk, Durability::Full);
+    let server = lab.server_of(edition, ServerOptions::on(&disk));
     load::prepare(&server);
     let daemon = lab.daemon(&[&disk]).database(server.entry("bench")).start();
     let script = hook::install(lab, &server);

@@ -52,6 +52,8 @@ pub(super) fn discovered(found: &Found) -> (Vec<Candidate>, Vec<Unreachable>) {
             candidates.push(Candidate { target, server: None });
         }
     }
+    // not by process number, which changes with every boot
+    candidates.sort_by(|a: &Candidate, b| a.target.name.cmp(&b.target.name));
     (candidates, unreachable)
 }
 
