@@ -192,10 +192,10 @@ mod tests {
         ]);
         assert_eq!(
             names(&all),
-            ["postgresql:5432", "postgresql:5433@/tmp", "postgresql:5432@4f2e9c31d0aa", "postgresql:5432@pid13"]
+            ["postgresql:5432", "postgresql:5432@4f2e9c31d0aa", "postgresql:5432@pid13", "postgresql:5433@/tmp"]
         );
         let seen_by: Vec<Option<i32>> = discovered(&all).0.into_iter().map(|c| c.target.seen_by).collect();
-        assert_eq!(seen_by, [None, None, Some(12), Some(13)]);
+        assert_eq!(seen_by, [None, Some(12), Some(13), None]);
     }
 
     #[test]
