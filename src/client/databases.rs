@@ -27,7 +27,7 @@ fn paragraph(name: &str, db: &proto::Database) -> String {
     }
     lines.extend(db.paths.iter().map(|path| {
         let place = match (path.filesystem.as_str(), path.held) {
-            ("", _) => "on no file system of this machine's disks".to_owned(),
+            ("", _) => "on a file system that is not known here".to_owned(),
             (filesystem, true) => format!("on {filesystem}"),
             (filesystem, false) => format!("on {filesystem}, which is NOT held"),
         };
@@ -55,6 +55,37 @@ fn paragraph(name: &str, db: &proto::Database) -> String {
         let _ = writeln!(out, "  {line}");
     }
     if lines.is_empty() { String::new() } else { out }
+}
+
+/// What a caller that copies logs after the thaw has to do yet: which log, and where its label is.
+pub fn logs_later(report: &proto::Report) -> String {
+    let mut out = String::new();
+    match report.verdict() {
+        proto::Verdict::Unspecified | proto::Verdict::Unbroken => {}
+        proto::Verdict::Broken | proto::Verdict::NeverHeld => return out, // there is nothing to make whole
+    }
+    for step in &report.steps {
+        let Some(Detail::Database(db)) = &step.detail else { continue };
+        if db.strategy != "backup-mode" || db.claim() == proto::Claim::Uncovered {
+            continue;
+        }
+        let name = &step.name;
+        let log = db.paths.iter().find(|path| path.purpose == "wal").map_or("its log", |path| path.path.as_str());
+        let _ = if db.backup_label.is_empty() {
+            writeln!(out, "{name} in backup mode: copy {log} after the thaw, which gives out its backup_label")
+        } else {
+            let mut files = vec!["backup_label"];
+            files.extend((!db.tablespace_map.is_empty()).then_some("tablespace_map"));
+            let what = show::plural(files.len(), "this file", "these files");
+            let _ =
+                writeln!(out, "{name}: copy {log} now; a restore needs {what} in the data directory, byte for byte:");
+            files.iter().try_for_each(|file| {
+                let filter = format!("..|objects|select(.name==\"{name}\").database.{file}");
+                writeln!(out, "  holdstill history {} --json | jq -j '{filter}' >{file}", report.id)
+            })
+        };
+    }
+    out
 }
 
 /// More tables than these are counted.
@@ -100,5 +131,30 @@ mod tests {
     #[test]
     fn one_of_which_nothing_is_known_takes_no_lines() {
         assert_eq!(paragraph("db:orders", &proto::Database::default()), "");
+    }
+
+    #[test]
+    fn a_log_copied_later_is_named_and_its_label_can_be_had_byte_for_byte() {
+        let mut database = proto::Database { strategy: "backup-mode".into(), ..Default::default() };
+        database.set_claim(proto::Claim::Bounded);
+        database.paths.push(proto::DataPath { purpose: "wal".into(), path: "/srv/wal".into(), ..Default::default() });
+        let text = |database: &proto::Database| {
+            let detail = Some(Detail::Database(database.clone()));
+            let orders = proto::Step { name: "db:orders".into(), detail, ..proto::Step::default() };
+            logs_later(&proto::Report { id: "3f2a".into(), steps: vec![orders], ..proto::Report::default() })
+        };
+        assert_eq!(
+            text(&database),
+            "db:orders in backup mode: copy /srv/wal after the thaw, which gives out its backup_label\n"
+        );
+        database.backup_label = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n".into();
+        assert_eq!(
+            text(&database),
+            "db:orders: copy /srv/wal now; a restore needs this file in the data directory, byte for byte:\n  \
+             holdstill history 3f2a --json | jq -j '..|objects|select(.name==\"db:orders\").database.backup_label' \
+             >backup_label\n"
+        );
+        database.set_claim(proto::Claim::Uncovered);
+        assert_eq!(text(&database), "", "there is nothing to restore");
     }
 }

@@ -207,41 +207,10 @@ fn gaps(report: &proto::Report) -> String {
     out
 }
 
-/// What a caller that copies logs after the thaw has to do yet: which log, and where its label is.
-fn logs_later(report: &proto::Report) -> String {
-    let mut out = String::new();
-    match report.verdict() {
-        proto::Verdict::Unspecified | proto::Verdict::Unbroken => {}
-        proto::Verdict::Broken | proto::Verdict::NeverHeld => return out, // there is nothing to make whole
-    }
-    for step in &report.steps {
-        let Some(Detail::Database(db)) = &step.detail else { continue };
-        if db.strategy != "backup-mode" || db.claim() == proto::Claim::Uncovered {
-            continue;
-        }
-        let name = &step.name;
-        let log = db.paths.iter().find(|path| path.purpose == "wal").map_or("its log", |path| path.path.as_str());
-        let _ = if db.backup_label.is_empty() {
-            writeln!(out, "{name} in backup mode: copy {log} after the thaw, which gives out its backup_label")
-        } else {
-            let mut files = vec!["backup_label"];
-            files.extend((!db.tablespace_map.is_empty()).then_some("tablespace_map"));
-            let what = plural(files.len(), "this file", "these files");
-            let _ =
-                writeln!(out, "{name}: copy {log} now; a restore needs {what} in the data directory, byte for byte:");
-            files.iter().try_for_each(|file| {
-                let filter = format!("..|objects|select(.name==\"{name}\").database.{file}");
-                writeln!(out, "  holdstill history {} --json | jq -j '{filter}' >{file}", report.id)
-            })
-        };
-    }
-    out
-}
-
 /// A report's body.
 pub fn steps_and_gaps(report: &proto::Report) -> String {
     let body = steps(report) + &databases::about(report) + &problems(&report.problems);
-    body + &gaps(report) + &logs_later(report)
+    body + &gaps(report) + &databases::logs_later(report)
 }
 
 /// The body of a check.
@@ -454,31 +423,6 @@ mod tests {
             "held: 2 file systems and 1 database, application-consistent, for at most 60 s (hold 3f2a): \
              take the snapshot, then `holdstill thaw 3f2a`"
         );
-    }
-
-    #[test]
-    fn a_log_copied_later_is_named_and_its_label_can_be_had_byte_for_byte() {
-        let mut database = proto::Database { strategy: "backup-mode".into(), ..Default::default() };
-        database.set_claim(proto::Claim::Bounded);
-        database.paths.push(proto::DataPath { purpose: "wal".into(), path: "/srv/wal".into(), ..Default::default() });
-        let text = |database: &proto::Database| {
-            let mut orders = step("db:orders", proto::StepKind::Database, proto::StepOutcome::Done);
-            orders.detail = Some(Detail::Database(database.clone()));
-            logs_later(&proto::Report { steps: vec![orders], ..report() })
-        };
-        assert_eq!(
-            text(&database),
-            "db:orders in backup mode: copy /srv/wal after the thaw, which gives out its backup_label\n"
-        );
-        database.backup_label = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n".into();
-        assert_eq!(
-            text(&database),
-            "db:orders: copy /srv/wal now; a restore needs this file in the data directory, byte for byte:\n  \
-             holdstill history 3f2a --json | jq -j '..|objects|select(.name==\"db:orders\").database.backup_label' \
-             >backup_label\n"
-        );
-        database.set_claim(proto::Claim::Uncovered);
-        assert_eq!(text(&database), "", "there is nothing to restore");
     }
 
     #[test]

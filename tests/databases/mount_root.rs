@@ -108,6 +108,16 @@ fn no_receipt_is_written_into_a_data_directory_of_those_who_mind(lab: &Lab) {
         assert!(report["problems"].to_string().contains("RECEIPT_LEFT_OUT"), "{report:#}");
         assert_eq!(daemon.thaw()["verdict"], "unbroken");
         assert!(!disk.mount.join(".holdstill").exists());
+        drop(daemon);
+        // nor if it does not let us in
+        let mut stranger = server.entry("orders");
+        stranger.insert("user".to_owned(), "stranger".into());
+        stranger.insert("required".to_owned(), false.into());
+        let daemon = lab.daemon(&[&disk]).database(stranger).start();
+        let report = daemon.freeze(&["--for", "20s", "--require", "filesystem"]);
+        assert_eq!(report["consistency"], "filesystem", "{report:#}");
+        assert_eq!(daemon.thaw()["verdict"], "unbroken");
+        assert!(!disk.mount.join(".holdstill").exists());
         if engine == Engine::Postgresql {
             let programs = Edition::of_host(engine).programs().expect("it runs");
             let copy = lab.memory_dir("basebackup").join("copy");

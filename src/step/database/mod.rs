@@ -231,8 +231,7 @@ impl Session {
         }
     }
 
-    /// Files of tables without transactions lie in its data directory (`*.MYD`, `*.MAD`, `*.CSV`, `*.ARZ`, other than the
-    /// server's own). If it has told of no such table it does not tell us all, and it is held as if there were many.
+    /// Files of tables without transactions lie in its data directory (`*.MYD`, `*.CSV`, `*.ARZ`, other than the server's own). If it has told of no such table it does not tell us all, and it is held as if there were many.
     pub fn doubt_tables(&mut self) {
         match &mut self.engine {
             Held::Postgres(_) => {}

@@ -118,7 +118,7 @@ impl Session {
         if let Some(who) = self.who_was_it(kind, Deadline::after(END_WAIT)).await {
             error.why = format!("{}, behind {who}", error.why);
         }
-        if kind.needs_a_second_session() && !self.server.is_mariadb() {
+        if kind.needs_a_second_session(&self.server) {
             let message =
                 "the lock failed behind a running statement: whoever needs the same tables waits until that ends";
             let hint = "end it; see \"Waiting for table flush\" in SHOW PROCESSLIST";

@@ -24,7 +24,7 @@ impl Session {
         }
         // Between the check and now somebody may have made one without transactions.
         self.find_tables(deadline).await.map_err(|failed| self.error("list the tables of", failed))?;
-        if self.choice.kind.needs_a_second_session() && self.second.is_none() {
+        if self.choice.kind.needs_a_second_session(&self.server) && self.second.is_none() {
             self.open_second(deadline).await;
         }
         self.guard(deadline).await

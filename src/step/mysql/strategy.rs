@@ -53,10 +53,11 @@ impl Kind {
         }
     }
 
-    /// It may get stuck in a way that only ending its session from another one cures.
-    pub fn needs_a_second_session(self) -> bool {
+    /// It may get stuck in a way that only ending its session from another one cures. Not on MariaDB, whose locks leave nothing
+    /// behind when they fail: there KILL would end the flush that is to put a setting back (see [`super::flush`]).
+    pub fn needs_a_second_session(self, server: &Server) -> bool {
         match self {
-            Kind::GlobalLock | Kind::TableLocks => true,
+            Kind::GlobalLock | Kind::TableLocks => !server.is_mariadb(),
             Kind::BackupStages | Kind::InstanceLock | Kind::FreezeOnly => false,
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     super::{Surroundings, Survey, TOUCH_LIMIT, in_a_thread},
     coverage::{self, Ground, Judged, Part},
-    identity::{self, RootOf},
+    identity,
 };
 use crate::{
     guest::{Dev, Kind, Superblock},
@@ -85,25 +85,23 @@ impl Survey {
 
     /// A receipt in a data directory, which is where it lies if that is the root of a file system, is in the way of others:
     /// `pg_basebackup` stops at a directory it may not read, MariaDB takes it for a database and `mariadb-dump` stops at that.
-    /// So there is none, unless there already was.
-    pub(super) async fn leave_out_receipt(
-        &mut self,
-        step: &str,
-        judged: &[Judged],
-        pid: Option<i32>,
-        surroundings: &Surroundings,
-    ) {
-        let Some(data) = judged.iter().find(|j| j.part.purpose == "data") else { return };
-        let is_it = |s: &&Superblock| data.part.at == Ok(s.dev);
-        let Some(superblock) = self.guest.superblocks.iter().find(is_it).cloned() else { return };
-        let (root, path) = (surroundings.root.clone(), data.part.path.clone());
-        let found = in_a_thread(TOUCH_LIMIT, move || identity::is_root(&root, pid, &path, &superblock)).await;
-        if found == Some(Some(RootOf::WithoutReceipt)) {
-            self.without_receipt.extend(data.part.at.clone());
-            let message = "its data directory is the root of a file system, where a receipt would be in the way of \
-                           pg_basebackup and mariadb-dump: none is written there, and that copy cannot testify";
-            let hint = "move the data into a directory below, as its manual advises";
-            self.problems.push(problem(Severity::Note, "RECEIPT_LEFT_OUT", step, message, hint));
+    /// So there is none, whether the server can be held or not, unless there already was.
+    pub(super) async fn leave_out_receipts(&mut self, servers: Vec<i32>, surroundings: &Surroundings) {
+        if !self.writes_receipts || servers.is_empty() {
+            return;
+        }
+        let frozen = self.frozen();
+        let held: Vec<Superblock> =
+            self.guest.superblocks.iter().filter(|superblock| frozen.contains(&superblock.dev)).cloned().collect();
+        let root = surroundings.root.clone();
+        let found = in_a_thread(TOUCH_LIMIT, move || identity::roots_without_receipt(&root, &servers, &held)).await;
+        for dev in found.unwrap_or_default() {
+            self.without_receipt.insert(dev);
+            let subject = self.ground_at(dev).step;
+            let message = "its root is the data directory of a server, where a receipt would be in the way of pg_basebackup \
+                           and mariadb-dump: none is written there, and that copy cannot testify";
+            let hint = "move the data into a directory below, as the server's manual advises";
+            self.problems.push(problem(Severity::Note, "RECEIPT_LEFT_OUT", &subject, message, hint));
         }
     }
 

@@ -6,10 +6,10 @@ use std::{
 };
 
 use crate::{
-    guest::{Superblock, databases::RunningEngine, tasks::Processes, whereabouts::Whereabouts},
+    guest::{Dev, Superblock, databases::RunningEngine, tasks::Processes, whereabouts::Whereabouts},
     hold::receipt,
     step::postgres::system_identifier_of,
-    sys::view::{Spot, View},
+    sys::view::{FileId, Spot, View},
 };
 
 /// Which process the server at the other end of a connection is.
@@ -78,21 +78,19 @@ pub(super) fn works_in(root: &Path, pid: i32, data: &Path, told: Option<u64>) ->
     }
 }
 
-/// A data directory that is the root of its file system.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum RootOf {
-    WithReceipt,
-    WithoutReceipt,
-}
-
-/// Whether the server's data directory is the root of the file system it lies on. May block.
-pub(super) fn is_root(root: &Path, pid: Option<i32>, data: &Path, superblock: &Superblock) -> Option<RootOf> {
-    let open_at = superblock.open_at.as_ref().filter(|mount| mount.fs_root == Path::new("/"))?;
-    let ours = Whereabouts::of(root, superblock.namespace).ok()?;
-    let data = Whereabouts::of(root, pid).ok()?.file_at(data).ok()?;
-    let its_root = ours.file_at(&open_at.path).ok()?;
-    let has_one = ours.file_at(&open_at.path.join(receipt::DIRECTORY)).is_ok();
-    (data == its_root).then_some(if has_one { RootOf::WithReceipt } else { RootOf::WithoutReceipt })
+/// Those file systems whose root is where one of these servers works, which is its data directory, and no receipt lies. May
+/// block.
+pub(super) fn roots_without_receipt(root: &Path, servers: &[i32], superblocks: &[Superblock]) -> Vec<Dev> {
+    let works = |pid: &i32| Spot::open(&root.join("proc").join(pid.to_string()).join("cwd")).and_then(|spot| spot.id());
+    let works: Vec<FileId> = servers.iter().filter_map(|pid| works(pid).ok()).collect();
+    let is_one = |superblock: &&Superblock| {
+        let Some(open_at) = &superblock.open_at else { return false };
+        let below = superblock.namespace.map(|pid| root.join("proc").join(pid.to_string()).join("root"));
+        let Ok(view) = View::below(below.as_deref().unwrap_or(root)) else { return false };
+        let its_root = view.open(&open_at.path).and_then(|spot| spot.id());
+        its_root.is_ok_and(|id| works.contains(&id)) && view.open(&open_at.path.join(receipt::DIRECTORY)).is_err()
+    };
+    superblocks.iter().filter(is_one).map(|superblock| superblock.dev).collect()
 }
 
 /// Why a PostgreSQL server takes no connections now, with the cure, if its `postmaster.pid` says so. May block.

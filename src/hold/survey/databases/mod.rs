@@ -77,7 +77,26 @@ impl Survey {
         for engine in running.filter(|engine| !told.contains(&engine.pid)) {
             self.not_held(engine, unreachable.iter().find(|u| u.pid == engine.pid));
         }
+        self.leave_out_receipts(self.who_minds_receipts(&found), surroundings).await;
         self.mark_what_is_at_risk();
+    }
+
+    /// Servers that a directory among their data disturbs: PostgreSQL and MariaDB. An old MariaDB goes by MySQL's name and says
+    /// what it is once it is connected to.
+    fn who_minds_receipts(&self, found: &databases::Found) -> Vec<i32> {
+        let by_name = found.engines.iter().filter_map(|running| match running.engine {
+            databases::Engine::Postgresql | databases::Engine::Mariadb => Some(running.pid),
+            databases::Engine::Mysql
+            | databases::Engine::Redis
+            | databases::Engine::Valkey
+            | databases::Engine::Mongodb
+            | databases::Engine::Etcd
+            | databases::Engine::Clickhouse
+            | databases::Engine::Cassandra
+            | databases::Engine::Elasticsearch => None,
+        });
+        let told = self.databases.iter().filter(|db| db.session.describe().engine != "mysql");
+        by_name.chain(told.filter_map(|db| db.pid)).collect()
     }
 
     async fn look_for_databases(&mut self, settings: &Settings, surroundings: &Surroundings) -> databases::Found {
