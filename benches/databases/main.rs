@@ -20,13 +20,14 @@ mod table;
 
 use std::{process::ExitCode, thread, time::Duration};
 
+use holdstill::proto::{Report, StepKind, Verdict};
 use lab::{
-    Daemon, Lab, Type,
+    Lab, Type,
     database::{Edition, Engine, ServerOptions},
+    grpc::{Grpc, for_seconds},
     qemu_ga::QemuGa,
 };
 use load::{CLIENTS, Load};
-use serde_json::Value;
 use table::{Row, median, print};
 
 facts! { measured within 900 }
@@ -70,18 +71,20 @@ fn row(lab: &Lab, edition: &Edition, rounds: usize) -> Row {
     let server = lab.server_of(edition, ServerOptions::on(&disk));
     load::prepare(&server);
     let daemon = lab.daemon(&[&disk]).database(server.entry("bench")).start();
+    // both are asked over a connection that stands: a program started between freeze and thaw would be waited for
+    let holdstill = daemon.grpc();
     let script = hook::install(lab, &server);
     let mut qemu_ga = QemuGa::start(lab, Some(&script));
     // each once before it counts: programs come from the disk, caches fill
-    snapshot(Who::QemuGa, &daemon, &mut qemu_ga);
-    snapshot(Who::Holdstill, &daemon, &mut qemu_ga);
+    snapshot(Who::QemuGa, &holdstill, &mut qemu_ga);
+    snapshot(Who::Holdstill, &holdstill, &mut qemu_ga);
     let mut row = Row { engine: engine.name(), version: short(&server.version()), ..Row::default() };
     let mut order = [Who::Nobody, Who::QemuGa, Who::Holdstill];
     for round in 0..rounds {
         for who in order {
             let load = Load::start(&server, lab);
             thread::sleep(WARM);
-            let report = snapshot(who, &daemon, &mut qemu_ga);
+            let report = snapshot(who, &holdstill, &mut qemu_ga);
             let longest = load.longest();
             eprintln!("{}, round {round}, {who:?}: longest transaction {:.1} ms", engine.name(), millis(longest));
             match who {
@@ -94,14 +97,14 @@ fn row(lab: &Lab, edition: &Edition, rounds: usize) -> Row {
         order.rotate_left(1);
     }
     for _ in 0..rounds.max(3) {
-        row.alone.extend(snapshot(Who::Holdstill, &daemon, &mut qemu_ga).as_ref().map(beyond_the_freeze));
+        row.alone.extend(snapshot(Who::Holdstill, &holdstill, &mut qemu_ga).as_ref().map(beyond_the_freeze));
     }
     eprintln!("{}: from lock to frozen {:.1} ms with nobody else", engine.name(), millis(median(&row.alone)));
     row
 }
 
 /// A freeze, and a thaw as soon as it is answered. Ours says how that went.
-fn snapshot(who: Who, daemon: &Daemon, qemu_ga: &mut QemuGa) -> Option<Value> {
+fn snapshot(who: Who, holdstill: &Grpc, qemu_ga: &mut QemuGa) -> Option<Report> {
     match who {
         Who::Nobody => None,
         Who::QemuGa => {
@@ -112,22 +115,20 @@ fn snapshot(who: Who, daemon: &Daemon, qemu_ga: &mut QemuGa) -> Option<Value> {
             None
         }
         Who::Holdstill => {
-            daemon.freeze(&[]);
-            let report = daemon.thaw();
-            assert_eq!(report["verdict"], "unbroken", "{report:#}");
+            let held = holdstill.freeze("", for_seconds(30)).expect("it holds");
+            let report = holdstill.thaw(&held.id).expect("it answers").report.expect("it is the answer");
+            assert_eq!(report.verdict(), Verdict::Unbroken, "{report:#?}");
             Some(report)
         }
     }
 }
 
 /// What lies between the first lock and everything frozen, less the file systems' own freeze.
-fn beyond_the_freeze(report: &Value) -> Duration {
-    let seconds = |value: &Value| -> f64 {
-        value.as_str().and_then(|text| text.strip_suffix('s')).and_then(|text| text.parse().ok()).unwrap_or_default()
-    };
-    let steps = report["steps"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let freezes = steps.iter().filter(|step| step["kind"] == "filesystem").map(|step| seconds(&step["took"]));
-    Duration::from_secs_f64((seconds(&report["quiesce_took"]) - freezes.fold(0.0, f64::max)).max(0.0))
+fn beyond_the_freeze(report: &Report) -> Duration {
+    let time =
+        |time: Option<prost_types::Duration>| time.and_then(|time| time.try_into().ok()).unwrap_or(Duration::ZERO);
+    let freezes = report.steps.iter().filter(|step| step.kind() == StepKind::Filesystem).map(|step| time(step.took));
+    time(report.quiesce_took).saturating_sub(freezes.max().unwrap_or_default())
 }
 
 fn millis(time: Duration) -> f64 {
