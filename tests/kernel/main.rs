@@ -13,6 +13,7 @@ mod faults;
 mod filesystems;
 mod grpc_rules;
 mod guest_agent;
+mod hooks;
 mod idle;
 mod lab_itself;
 mod lets_go;
@@ -20,7 +21,6 @@ mod own_only;
 mod private_root;
 mod receipts;
 mod self_protection;
-mod undo;
 mod write_back;
 
 use std::process::ExitCode;
@@ -33,7 +33,11 @@ fn main() -> ExitCode {
         coexistence::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
-        undo::FACTS,
+        hooks::order::FACTS,
+        hooks::ends::FACTS,
+        hooks::nasty::FACTS,
+        hooks::refused::FACTS,
+        hooks::schedules::FACTS,
         lets_go::FACTS,
         grpc_rules::FACTS,
         guest_agent::FACTS,
