@@ -24,7 +24,7 @@ use nix::sys::signal::Signal;
 use crate::lab::{
     Daemon, Fs, Lab, Type,
     daemon::{Answer, Running, Setup},
-    process::{ours, signal},
+    process::{alive, ours, signal},
     until,
 };
 
@@ -49,6 +49,8 @@ pub struct Story<'lab> {
 #[derive(Default)]
 struct Hook {
     name: String,
+    /// (phase, what it does before it tells on us)
+    first: Vec<(String, String)>,
     /// (phase, what it then does)
     does: Vec<(String, String)>,
     settings: Vec<String>,
@@ -84,6 +86,11 @@ impl<'lab> Story<'lab> {
     /// The last hook does this, in a phase.
     pub fn does(&self, phase: &str, script: &str) -> &Self {
         self.last(|hook| hook.does.push((phase.to_owned(), script.to_owned())))
+    }
+
+    /// As [`Story::does`], and before it looks whether the guest moves.
+    pub fn does_first(&self, phase: &str, script: &str) -> &Self {
+        self.last(|hook| hook.first.push((phase.to_owned(), script.to_owned())))
     }
 
     pub fn fails_in(&self, phase: &str) -> &Self {
@@ -178,7 +185,22 @@ impl<'lab> Story<'lab> {
         all.iter().for_each(|process| signal(process.pid, Signal::SIGSTOP));
         self.daemon().kill();
         all.iter().for_each(|process| signal(process.pid, Signal::SIGKILL));
+        // until then its socket and its lock are there; of the others some wait inside the kernel for a thaw
+        let daemon = self.daemon().pid();
+        assert!(until(SOON, || !alive(daemon)), "a killed daemon lives");
         self.setup = self.daemon.take().expect("there was one").forsake();
+    }
+
+    /// What went wrong must not spoil the next story.
+    pub fn give_up(mut self) {
+        self.lab.reaper_thaws();
+        if let Some(daemon) = self.daemon.take() {
+            daemon.kill();
+            drop(daemon.forsake());
+        }
+        ours().iter().for_each(|process| signal(process.pid, Signal::SIGKILL));
+        self.lab.reaper_thaws();
+        let _ = until(SOON, || ours().is_empty());
     }
 
     pub fn rescue(&self) -> Answer {
@@ -221,32 +243,36 @@ impl<'lab> Story<'lab> {
 
 impl Hook {
     fn script(&self, notes: &Path, disk: &Path) -> String {
-        let does: String = self.does.iter().map(|(phase, what)| format!("    {phase}) {what} ;;\n")).collect();
+        let cases = |list: &[(String, String)]| {
+            list.iter().map(|(phase, what)| format!("    {phase}) {what} ;;\n")).collect::<String>()
+        };
         format!(
             r#"n={name} d={notes}
 echo "$n $1${{HOLDSTILL_REASON:+ $HOLDSTILL_REASON}}" >>$d/told
+case $1 in
+{first}esac
 if [ $1 = thaw ]; then
     read -r before <$d/runs.$n
     case $(cat /proc/${{before:-none}}/stat) in '' | *') Z '*) ;; *) echo "$n OVERLAPS" >>$d/told ;; esac
+    # on its own: a write that waits for a thaw cannot be ended
+    {{ : >{disk}/.thawed && : >$d/wrote.$$; }} >/dev/null &
+    tries=0
+    while [ ! -e $d/wrote.$$ ]; do
+        tries=$((tries + 1))
+        [ $tries -lt 100 ] || {{ echo "$n FROZEN" >>$d/told; break; }}
+        sleep 0.01
+    done
 else
     echo $$ >$d/runs.$n
 fi 2>/dev/null
 case $1 in
 {does}esac
-[ $1 = thaw ] || exit 0
-# on its own: a write that waits for a thaw cannot be ended
-{{ : >{disk}/.thawed && : >$d/wrote.$n; }} >/dev/null 2>&1 &
-tries=0
-while [ ! -e $d/wrote.$n ]; do
-    tries=$((tries + 1))
-    [ $tries -lt 20 ] || {{ echo "$n FROZEN" >>$d/told; break; }}
-    sleep 0.05
-done
-rm -f $d/wrote.$n
 "#,
             name = self.name,
             notes = notes.display(),
             disk = disk.display(),
+            first = cases(&self.first),
+            does = cases(&self.does),
         )
     }
 }
