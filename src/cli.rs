@@ -6,7 +6,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
-use crate::{error, proto};
+use crate::{
+    error, proto,
+    step::hook::{Phase, convention::Convention},
+};
 use endpoint::Endpoint;
 
 /// Makes this machine hold still for the instant its disks are snapshotted
@@ -224,22 +227,63 @@ pub struct Hooks {
     pub action: HookAction,
 }
 
+/// What to add, and its settings.
+#[derive(Debug, Default, Args)]
+pub struct AddHook {
+    /// The script; with --convention where that agent's scripts are [default: where it keeps them]
+    #[arg(required_unless_present = "convention")]
+    pub file: Option<PathBuf>,
+    /// Its name there, e.g. 10-orders [default: the file's own, without .sample]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The number its name begins with: hooks run in the order of their names
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub order: Option<u8>,
+    /// How long one phase may take [default: [hooks] timeout]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// A failure fails the hold [default, but for some conventions]
+    #[arg(long, conflicts_with = "optional")]
+    pub required: bool,
+    /// A failure lowers the level, and is said
+    #[arg(long)]
+    pub optional: bool,
+    /// Whom it runs as [default: root]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// A phase it takes part in: prepare, freeze. May be given more than once; thaw comes always [default: freeze]
+    #[arg(long = "phase", value_name = "PHASE", value_parser = phase, conflicts_with = "convention")]
+    pub phases: Vec<Phase>,
+    /// The scripts are another agent's: qemu, vmware, vmware-legacy, nutanix, google, azure or aws-dlm
+    #[arg(long, value_name = "NAME", value_parser = convention)]
+    pub convention: Option<Convention>,
+    /// What VMware's tools.conf calls scriptArg
+    #[arg(long, value_name = "TEXT", requires = "convention")]
+    pub argument: Option<String>,
+    /// Replace one of the same name
+    #[arg(long)]
+    pub force: bool,
+}
+
+fn phase(text: &str) -> Result<Phase, String> {
+    let all = [Phase::Prepare, Phase::Freeze, Phase::Thaw];
+    all.into_iter().find(|phase| phase.as_str() == text).ok_or_else(|| "there are prepare, freeze and thaw".to_owned())
+}
+
+fn convention(text: &str) -> Result<Convention, String> {
+    Convention::named(text).ok_or_else(|| {
+        let names: Vec<&str> = Convention::ALL.iter().map(|known| known.as_str()).collect();
+        format!("there are {}", names.join(", "))
+    })
+}
+
 #[derive(Debug, Subcommand)]
 pub enum HookAction {
     /// List what will run, in order, and what is ignored
     List,
-    /// Copy a script into the hooks directory
-    Add {
-        /// The script
-        file: PathBuf,
-        /// Its name there, e.g. 10-orders [default: the file's own]
-        #[arg(long)]
-        name: Option<String>,
-        /// Replace one of the same name
-        #[arg(long)]
-        force: bool,
-    },
-    /// Delete a script, and its settings, from the hooks directory
+    /// Copy a script into the hooks directory, or switch on scripts written for another agent
+    Add(AddHook),
+    /// Delete a script, and its settings, from the hooks directory; other agents' scripts are only switched off
     Remove {
         /// Its name, e.g. 10-orders
         name: String,

@@ -4,7 +4,7 @@
 //! What a program started here sees: its own process group, standard input empty, standard output and error in one
 //! pipe, every other descriptor closed (ours are all close-on-exec, and `close_range` marks whatever a library forgot),
 //! default signal dispositions and an empty mask, umask 022, directory `/`, OOM score 0, and no environment but the
-//! one given.
+//! one given. It runs as root, or as the [`User`] given, with that user's groups and nobody else's.
 //!
 //! Where the group ends: at the limit it gets TERM, and KILL 2 s later. When the program exits in time, its verdict is
 //! its exit status, whatever it left running. A process it left behind may stay (a script may well start a helper in
@@ -13,7 +13,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
+    ffi::OsString,
     io::{self, PipeReader, Read},
     os::{
         fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -81,36 +81,37 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long the pipe is read after the program ended, and how long a killed one is waited for.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Runs `path` with `args` and exactly `environment`, stdin empty, in its own process group, and waits. Blocks the
-/// calling thread for at most `limit` plus the 2 s a group gets between TERM and KILL, plus 1 s of draining.
-///
-/// # Errors
-/// It could not be started (execve(2)).
-pub fn run(
-    path: &Path,
-    args: &[&OsStr],
-    environment: &BTreeMap<String, String>,
-    limit: Duration,
-) -> io::Result<Outcome> {
-    run_unless(path, args, environment, limit, None)
+/// What to start, and as whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    pub program: &'a Path,
+    pub arguments: &'a [OsString],
+    /// all of it: nothing is inherited
+    pub environment: &'a BTreeMap<String, String>,
+    /// `None`: as we are
+    pub user: Option<&'a User>,
 }
 
-/// As [`run`], but ended early once `stop` is told.
+/// Whom a program runs as. See credentials(7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    /// the supplementary ones, all of them
+    pub groups: Vec<u32>,
+}
+
+/// Runs a program, stdin empty, in its own process group, and waits. Ended early once `stop` is told. Blocks the calling
+/// thread for at most `limit` plus the 2 s a group gets between TERM and KILL, plus 1 s of draining.
 ///
 /// # Errors
-/// It could not be started (execve(2)).
-pub fn run_unless(
-    path: &Path,
-    args: &[&OsStr],
-    environment: &BTreeMap<String, String>,
-    limit: Duration,
-    stop: Option<&Stop>,
-) -> io::Result<Outcome> {
+/// It could not be started (execve(2)), or not as that user (setgroups(2), setgid(2), setuid(2)).
+pub fn run(start: Start<'_>, limit: Duration, stop: Option<&Stop>) -> io::Result<Outcome> {
     let started = monotonic();
     let (reader, writer) = io::pipe()?;
     set_nonblocking(&reader)?;
     let mut output = Tail { reader: Some(reader), kept: Vec::new() };
-    let program = Program::start(path, args, environment, writer)?;
+    let program = Program::start(start, writer)?;
 
     let mut ended = program.wait(&mut output, started + limit, stop);
     let in_time = ended;
@@ -161,18 +162,18 @@ struct Program {
 }
 
 impl Program {
-    fn start(
-        path: &Path,
-        args: &[&OsStr],
-        environment: &BTreeMap<String, String>,
-        output: io::PipeWriter,
-    ) -> io::Result<Program> {
-        let mut command = Command::new(path);
-        command.args(args).env_clear().envs(environment).current_dir("/").process_group(0);
+    fn start(start: Start<'_>, output: io::PipeWriter) -> io::Result<Program> {
+        let mut command = Command::new(start.program);
+        command.args(start.arguments).env_clear().envs(start.environment).current_dir("/").process_group(0);
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
         // JUSTIFICATION: std resets the mask and SIGPIPE only, and can set neither umask nor OOM score.
         // SAFETY: between fork and exec only async-signal-safe calls: close_range, signal, umask, open, write, close.
         unsafe { command.pre_exec(settle) };
+        if let Some(user) = start.user.cloned() {
+            // JUSTIFICATION: std's own uid() comes before what `settle` does, which then would need root's rights.
+            // SAFETY: only async-signal-safe calls, on memory allocated before the fork.
+            unsafe { command.pre_exec(move || become_user(&user)) };
+        }
         let mut child = command.spawn()?;
         drop(command); // and with it our ends of the pipe
         match pidfd_open(child.id()) {
@@ -246,6 +247,18 @@ pub(super) fn settle() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs in the child, between fork and exec, last: afterwards it is root no more.
+fn become_user(user: &User) -> io::Result<()> {
+    // JUSTIFICATION: nix's wrappers want types of its own, which would be allocated here; std's need a Command.
+    // SAFETY: `groups` holds as many numbers as are said; in a child that has one thread these change that thread only.
+    let done = unsafe {
+        libc::setgroups(user.groups.len(), user.groups.as_ptr()) == 0
+            && libc::setgid(user.gid) == 0
+            && libc::setuid(user.uid) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The last bytes of what comes out of a pipe.
@@ -341,18 +354,6 @@ fn timeout(left: Duration) -> PollTimeout {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn a_program_told_to_stop_ends_long_before_its_limit() {
-        let stop = Stop::new().expect("a descriptor");
-        stop.tell();
-        let path = script("#!/bin/sh\nexec sleep 100\n");
-        let begun = monotonic();
-        let outcome =
-            retry_busy(|| run_unless(&path, &[], &BTreeMap::new(), Duration::from_secs(50), Some(&stop))).unwrap();
-        assert_eq!(outcome.status, Status::TimedOut);
-        assert!(monotonic() - begun < Duration::from_secs(10));
-    }
-
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
@@ -367,7 +368,9 @@ mod tests {
     fn run_script(text: &str, limit: Duration) -> Outcome {
         let file = script(&format!("#!/bin/sh\n{text}"));
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
-        retry_busy(|| run(&file, &[OsStr::new("freeze")], &environment, limit)).expect("it starts")
+        let arguments = ["freeze".into()];
+        let start = Start { program: &file, arguments: &arguments, environment: &environment, user: None };
+        retry_busy(|| run(start, limit, None)).expect("it starts")
     }
 
     /// Another test's fork may hold our script open for writing for an instant (ETXTBSY).
@@ -388,6 +391,32 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_program_told_to_stop_ends_long_before_its_limit() {
+        let stop = Stop::new().expect("a descriptor");
+        stop.tell();
+        let file = script("#!/bin/sh\nexec sleep 100\n");
+        let start = Start { program: &file, arguments: &[], environment: &BTreeMap::new(), user: None };
+        let begun = monotonic();
+        let outcome = retry_busy(|| run(start, Duration::from_secs(50), Some(&stop))).expect("it starts");
+        assert_eq!(outcome.status, Status::TimedOut);
+        assert!(monotonic() - begun < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn it_runs_as_the_user_given_with_that_users_groups_and_nobody_elses() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // nobody else can become somebody
+        }
+        let file = script("#!/bin/sh\nid -u; id -g; id -G; cat /proc/self/oom_score_adj\n");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("others may run it");
+        let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+        let user = User { uid: 65534, gid: 65533, groups: vec![65533, 12, 7] };
+        let start = Start { program: &file, arguments: &[], environment: &environment, user: Some(&user) };
+        let outcome = retry_busy(|| run(start, LONG, None)).expect("it starts");
+        assert_eq!(String::from_utf8_lossy(&outcome.output), "65534\n65533\n65533 7 12\n0\n");
+    }
 
     #[test]
     fn the_verdict_is_the_exit_status() {
@@ -486,7 +515,10 @@ mod tests {
     #[test]
     fn what_cannot_be_started_is_an_error() {
         let none = BTreeMap::new();
-        let start = |path: &Path| retry_busy(|| run(path, &[], &none, LONG)).expect_err("it cannot start").kind();
+        let start = |program: &Path| {
+            let start = Start { program, arguments: &[], environment: &none, user: None };
+            retry_busy(|| run(start, LONG, None)).expect_err("it cannot start").kind()
+        };
         let plain = script("#!/bin/sh\nexit 0\n");
         fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).expect("made not executable");
         assert_eq!(start(&plain), io::ErrorKind::PermissionDenied);

@@ -226,8 +226,8 @@ pub async fn survey(
 
 impl Survey {
     async fn list_hooks(&mut self, settings: &Settings) {
-        let (dir, limit) = (settings.hooks.dir.clone(), settings.hooks.timeout);
-        let listed = in_a_thread(READ_LIMIT, move || hook::list(&dir, limit)).await;
+        let hooks = settings.hooks.clone();
+        let listed = in_a_thread(READ_LIMIT, move || hook::list(&hooks.dir, hooks.timeout, &hooks.conventions)).await;
         let listing = match listed {
             Some(Ok(listing)) => listing,
             Some(Err(error)) => {
@@ -243,8 +243,12 @@ impl Survey {
         };
         for ignored in listing.ignored {
             let subject = format!("hook:{ignored}");
-            let message = format!("{ignored} in {} is ignored by its name", settings.hooks.dir.display());
+            let message =
+                format!("{ignored} in {} is ignored: its name, or not executable", settings.hooks.dir.display());
             self.problems.push(problem(Severity::Note, "HOOK_IGNORED", &subject, &message, ""));
+        }
+        for (name, what) in listing.notes {
+            self.problems.push(problem(Severity::Note, "CONVENTION", &format!("hook:{name}"), &what, ""));
         }
         for hook in &listing.hooks {
             let mut step = proto::Step { name: format!("hook:{}", hook.name), ..Default::default() };
@@ -253,7 +257,7 @@ impl Survey {
             step.required = hook.required;
             self.steps.push(step);
         }
-        self.expected.required_hooks = listing.hooks.iter().filter(|h| h.required).count();
+        self.expected.required_hooks = listing.hooks.iter().filter(|h| h.required && h.vouches_in().is_some()).count();
         self.hooks = listing.hooks;
     }
 

@@ -46,7 +46,7 @@ enum Undo {
 
 /// A hook's phase in progress, and how to end it early.
 struct RunningHook {
-    task: JoinHandle<Result<hook::Ran, hook::Error>>,
+    task: JoinHandle<Result<Option<hook::Ran>, hook::Error>>,
     stop: Stop,
 }
 
@@ -71,6 +71,8 @@ pub struct Work<'a> {
     spec: proto::HoldSpec,
     undos: UndoStack<Undo>,
     hooks: Vec<Hook>,
+    /// the phase for which the report was written where hooks read it
+    reported: Option<hook::Phase>,
     databases: Vec<Held>,
     records: Records,
     /// step name per warden target
@@ -110,6 +112,7 @@ impl<'a> Work<'a> {
             spec,
             undos: UndoStack::default(),
             hooks: Vec::new(),
+            reported: None,
             databases: Vec::new(),
             records: Records::default(),
             names: Vec::new(),

@@ -1,6 +1,9 @@
 //! Preparing: slow, cancellable, and nobody waits.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -53,7 +56,7 @@ impl Work<'_> {
         self.guard(targets).await?;
         self.soften(until).await?;
         for index in 0..self.hooks.len() {
-            if self.hooks[index].prepare {
+            if self.hooks[index].calls.prepare.is_some() {
                 self.push_hook(index)?;
                 self.run_hook(index, hook::Phase::Prepare, until).await?;
             }
@@ -119,33 +122,41 @@ impl Work<'_> {
         self.records = Records::new(&self.id, &self.surroundings, wanted);
         let report = self.publisher.current().unwrap_or_default();
         let told = Told::new(&report);
-        let targets = plan.targets.iter().filter_map(|planned| {
-            let superblock = &guest.superblocks[planned.superblock];
-            let open_at = superblock.open_at.clone()?;
-            let facts = facts.get(&superblock.dev).cloned().unwrap_or_default();
-            self.names.push(
-                report
-                    .steps
-                    .iter()
-                    .find(|s| is_filesystem(s, superblock.dev))
-                    .map_or_else(|| format!("fs:{}", open_at.path.display()), |s| s.name.clone()),
-            );
-            self.devs.push(superblock.dev);
-            self.devices.push(guest.disks.members(superblock.dev));
-            let wanted = planned.freeze && !without_receipt.contains(&superblock.dev);
-            let receipt =
-                wanted.then(|| self.records.prepare(self.names.len() - 1, &told, superblock, &facts)).flatten();
-            Some(warden::Target {
-                dev: superblock.dev,
-                mount: open_at.path.clone(),
-                open_at,
-                namespace: superblock.namespace,
-                uuid: facts.uuid,
-                freeze: planned.freeze,
-                receipt,
+        let targets: Vec<_> = plan
+            .targets
+            .iter()
+            .filter_map(|planned| {
+                let superblock = &guest.superblocks[planned.superblock];
+                let open_at = superblock.open_at.clone()?;
+                let facts = facts.get(&superblock.dev).cloned().unwrap_or_default();
+                self.names.push(
+                    report
+                        .steps
+                        .iter()
+                        .find(|s| is_filesystem(s, superblock.dev))
+                        .map_or_else(|| format!("fs:{}", open_at.path.display()), |s| s.name.clone()),
+                );
+                self.devs.push(superblock.dev);
+                self.devices.push(guest.disks.members(superblock.dev));
+                let wanted = planned.freeze && !without_receipt.contains(&superblock.dev);
+                let receipt =
+                    wanted.then(|| self.records.prepare(self.names.len() - 1, &told, superblock, &facts)).flatten();
+                Some(warden::Target {
+                    dev: superblock.dev,
+                    mount: open_at.path.clone(),
+                    open_at,
+                    namespace: superblock.namespace,
+                    uuid: facts.uuid,
+                    freeze: planned.freeze,
+                    receipt,
+                })
             })
-        });
-        Ok(targets.collect())
+            .collect();
+        let leaves =
+            plan.targets.iter().flat_map(|planned| guest.disks.leaves(guest.superblocks[planned.superblock].dev));
+        let disks: BTreeSet<_> = leaves.filter_map(|leaf| Some(guest.disks.disk(leaf)?.name.clone())).collect();
+        self.settle_hooks(disks.into_iter().collect())?;
+        Ok(targets)
     }
 
     async fn guard(&mut self, targets: Vec<warden::Target>) -> Result<(), End> {

@@ -38,7 +38,7 @@ impl Work<'_> {
         failpoint::reached("armed").await;
         self.stalled = Some(clock::monotonic());
         for index in 0..self.hooks.len() {
-            if !self.hooks[index].prepare {
+            if self.hooks[index].calls.prepare.is_none() {
                 self.push_hook(index)?;
             }
             self.run_hook(index, hook::Phase::Freeze, until).await?;

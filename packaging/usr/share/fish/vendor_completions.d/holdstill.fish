@@ -157,17 +157,25 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fis
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "list" -d 'List what will run, in order, and what is ignored'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "add" -d 'Copy a script into the hooks directory'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "remove" -d 'Delete a script, and its settings, from the hooks directory'
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "add" -d 'Copy a script into the hooks directory, or switch on scripts written for another agent'
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "remove" -d 'Delete a script, and its settings, from the hooks directory; other agents\' scripts are only switched off'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "test" -d 'Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and not __fish_seen_subcommand_from list add remove test help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from list" -s h -l help -d 'Print help'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l name -d 'Its name there, e.g. 10-orders [default: the file\'s own]' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l name -d 'Its name there, e.g. 10-orders [default: the file\'s own, without .sample]' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l order -d 'The number its name begins with: hooks run in the order of their names' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l timeout -d 'How long one phase may take [default: [hooks] timeout]' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l user -d 'Whom it runs as [default: root]' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l phase -d 'A phase it takes part in: prepare, freeze. May be given more than once; thaw comes always [default: freeze]' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l convention -d 'The scripts are another agent\'s: qemu, vmware, vmware-legacy, nutanix, google, azure or aws-dlm' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l argument -d 'What VMware\'s tools.conf calls scriptArg' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l required -d 'A failure fails the hold [default, but for some conventions]'
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l optional -d 'A failure lowers the level, and is said'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l force -d 'Replace one of the same name'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -s h -l help -d 'Print help'
@@ -180,8 +188,8 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_se
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from test" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "list" -d 'List what will run, in order, and what is ignored'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "add" -d 'Copy a script into the hooks directory'
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Delete a script, and its settings, from the hooks directory'
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "add" -d 'Copy a script into the hooks directory, or switch on scripts written for another agent'
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Delete a script, and its settings, from the hooks directory; other agents\' scripts are only switched off'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "test" -d 'Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l config -d 'Read this configuration file alone' -r -F
@@ -225,6 +233,6 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "gate" -d 'The process a command of `run` waits in; started by it'
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and not __fish_seen_subcommand_from serve check freeze thaw extend run rehearse status watch history config hooks receipt verify rescue gate help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "list" -d 'List what will run, in order, and what is ignored'
-complete -c holdstill -n "__fish_holdstill_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "add" -d 'Copy a script into the hooks directory'
-complete -c holdstill -n "__fish_holdstill_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "remove" -d 'Delete a script, and its settings, from the hooks directory'
+complete -c holdstill -n "__fish_holdstill_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "add" -d 'Copy a script into the hooks directory, or switch on scripts written for another agent'
+complete -c holdstill -n "__fish_holdstill_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "remove" -d 'Delete a script, and its settings, from the hooks directory; other agents\' scripts are only switched off'
 complete -c holdstill -n "__fish_holdstill_using_subcommand help; and __fish_seen_subcommand_from hooks" -f -a "test" -d 'Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else'
