@@ -11,7 +11,7 @@ use std::{
 
 use holdstill::{
     rescue,
-    warden::marker::{Marker, Phase},
+    warden::marker::{Marker, Phase, StartedHook},
 };
 use proptest::prelude::*;
 
@@ -53,6 +53,12 @@ fn write_hook(dir: &Path, index: usize, way: Way) -> PathBuf {
     path
 }
 
+fn started(index: usize, program: PathBuf) -> StartedHook {
+    let limit = Duration::from_millis(150);
+    let [thaw, failed] = ["thaw", "failed"].map(|word| vec![word.into()]);
+    StartedHook { name: format!("{index}-hook"), program, thaw, failed, limit, user: None }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 32, ..ProptestConfig::default() })]
 
@@ -62,19 +68,24 @@ proptest! {
         // as many of the newest as the daemon had undone when it was lost
         undone in 0usize..7,
         phase in prop::sample::select(vec![Phase::Preparing, Phase::Quiescing, Phase::Held, Phase::Releasing]),
+        was_held in any::<bool>(),
     ) {
         let dir = tempfile::tempdir().unwrap();
         let marker = Marker::create(dir.path()).unwrap();
         marker.begin("lost").unwrap();
         for (index, way) in ways.iter().enumerate() {
             let path = write_hook(dir.path(), index, *way);
-            marker.hook_started(&format!("{index}-hook"), &path, Duration::from_millis(150)).unwrap();
+            marker.hook_started(&started(index, path)).unwrap();
         }
         let left = ways.len().saturating_sub(undone);
         for index in (left..ways.len()).rev() {
             marker.hook_undone(&format!("{index}-hook"));
         }
+        if was_held {
+            marker.set_phase(Phase::Held);
+        }
         marker.set_phase(phase);
+        let word = if was_held || phase == Phase::Held { "thaw" } else { "failed" };
         drop(marker);
 
         let rescued = rescue::run(dir.path(), &BTreeMap::new()).unwrap();
@@ -84,7 +95,7 @@ proptest! {
         prop_assert_eq!(rescued.hold_id.as_deref(), Some("lost"));
         prop_assert_eq!(&rescued.hooks, &expected);
         let ran = (0..left).rev().filter(|index| ways[*index] != Way::Gone);
-        let ran: String = ran.map(|index| format!("{index} thaw daemon_lost\n")).collect();
+        let ran: String = ran.map(|index| format!("{index} {word} daemon_lost\n")).collect();
         prop_assert_eq!(fs::read_to_string(dir.path().join("told")).unwrap_or_default(), ran);
         let failed = ways[..left].iter().filter(|way| **way != Way::Ends).count();
         prop_assert_eq!(rescued.problems.len(), failed, "{}", rescued);
