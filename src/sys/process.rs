@@ -36,7 +36,11 @@ use nix::{
     unistd::{Pid, getpgid},
 };
 
-use super::clock::monotonic;
+use super::{
+    clock::monotonic,
+    family::{self, Identity},
+    table::Pen,
+};
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +94,8 @@ pub struct Start<'a> {
     pub environment: &'a BTreeMap<String, String>,
     /// `None`: as we are
     pub user: Option<&'a User>,
+    /// what it writes down before it begins
+    pub signs: Option<&'a Pen>,
 }
 
 /// Whom a program runs as. See credentials(7).
@@ -174,6 +180,16 @@ impl Program {
             // SAFETY: only async-signal-safe calls, on memory allocated before the fork.
             unsafe { command.pre_exec(move || become_user(&user)) };
         }
+        if let Some(pen) = start.signs.cloned() {
+            // JUSTIFICATION: only the program itself can say that it runs before it does.
+            // SAFETY: atomic stores into memory that is mapped, and system calls.
+            unsafe {
+                command.pre_exec(move || {
+                    pen.sign();
+                    Ok(())
+                })
+            };
+        }
         let mut child = command.spawn()?;
         drop(command); // and with it our ends of the pipe
         match pidfd_open(child.id()) {
@@ -207,13 +223,7 @@ impl Program {
     }
 
     fn signal(&self, signal: Signal) {
-        let program = Pid::from_raw(self.child.id().cast_signed());
-        // ESRCH: the group is gone, which is what we want.
-        let _ = killpg(program, signal);
-        // it may have moved to another group
-        if getpgid(Some(program)) != Ok(program) {
-            let _ = kill(program, signal);
-        }
+        signal_all(Pid::from_raw(self.child.id().cast_signed()), signal);
     }
 
     fn reap(mut self) -> io::Result<ExitStatus> {
@@ -224,6 +234,32 @@ impl Program {
     fn reap_later(mut self) {
         std::thread::spawn(move || self.child.wait());
     }
+}
+
+/// To a program that has not been reaped, and its group.
+fn signal_all(program: Pid, signal: Signal) {
+    // ESRCH: the group is gone, which is what we want.
+    let _ = killpg(program, signal);
+    // it may have moved to another group
+    if getpgid(Some(program)) != Ok(program) {
+        let _ = kill(program, signal);
+    }
+}
+
+/// Waits for a program that another process of ours started and cannot wait for any more; at the limit it is ended as
+/// [`run`] does it. Nobody learns its exit status. `false`: it still lives.
+pub fn outlast(program: Identity, limit: Duration) -> bool {
+    let Some(pidfd) = program.pidfd() else { return true };
+    let pid = Pid::from_raw(program.pid);
+    family::died_within(&pidfd, limit)
+        || {
+            signal_all(pid, Signal::SIGTERM);
+            family::died_within(&pidfd, GRACE)
+        }
+        || {
+            signal_all(pid, Signal::SIGKILL);
+            family::died_within(&pidfd, DRAIN)
+        }
 }
 
 /// Runs in the child, between fork and exec.
@@ -369,7 +405,7 @@ mod tests {
         let file = script(&format!("#!/bin/sh\n{text}"));
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
         let arguments = ["freeze".into()];
-        let start = Start { program: &file, arguments: &arguments, environment: &environment, user: None };
+        let start = Start { program: &file, arguments: &arguments, environment: &environment, user: None, signs: None };
         retry_busy(|| run(start, limit, None)).expect("it starts")
     }
 
@@ -397,7 +433,7 @@ mod tests {
         let stop = Stop::new().expect("a descriptor");
         stop.tell();
         let file = script("#!/bin/sh\nexec sleep 100\n");
-        let start = Start { program: &file, arguments: &[], environment: &BTreeMap::new(), user: None };
+        let start = Start { program: &file, arguments: &[], environment: &BTreeMap::new(), user: None, signs: None };
         let begun = monotonic();
         let outcome = retry_busy(|| run(start, Duration::from_secs(50), Some(&stop))).expect("it starts");
         assert_eq!(outcome.status, Status::TimedOut);
@@ -413,7 +449,7 @@ mod tests {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("others may run it");
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
         let user = User { uid: 65534, gid: 65533, groups: vec![65533, 12, 7] };
-        let start = Start { program: &file, arguments: &[], environment: &environment, user: Some(&user) };
+        let start = Start { program: &file, arguments: &[], environment: &environment, user: Some(&user), signs: None };
         let outcome = retry_busy(|| run(start, LONG, None)).expect("it starts");
         assert_eq!(String::from_utf8_lossy(&outcome.output), "65534\n65533\n65533 7 12\n0\n");
     }
@@ -516,7 +552,7 @@ mod tests {
     fn what_cannot_be_started_is_an_error() {
         let none = BTreeMap::new();
         let start = |program: &Path| {
-            let start = Start { program, arguments: &[], environment: &none, user: None };
+            let start = Start { program, arguments: &[], environment: &none, user: None, signs: None };
             retry_busy(|| run(start, LONG, None)).expect_err("it cannot start").kind()
         };
         let plain = script("#!/bin/sh\nexit 0\n");

@@ -26,7 +26,7 @@ use std::{
 };
 
 pub use list::{Listing, SwitchedOn, ignored, list};
-pub use run::{Held, run};
+pub use run::{Held, run, run_signed};
 pub use settings::Settings;
 pub use usable::interpreter as startable;
 pub use user::User;
