@@ -9,6 +9,7 @@ mod lab;
 mod bad_input;
 mod claims;
 mod coexistence;
+mod conventions;
 mod faults;
 mod filesystems;
 mod grpc_rules;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         bad_input::FACTS,
         claims::FACTS,
         coexistence::FACTS,
+        conventions::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
         undo::FACTS,

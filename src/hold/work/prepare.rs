@@ -152,9 +152,11 @@ impl Work<'_> {
                 })
             })
             .collect();
-        let leaves =
-            plan.targets.iter().flat_map(|planned| guest.disks.leaves(guest.superblocks[planned.superblock].dev));
-        let disks: BTreeSet<_> = leaves.filter_map(|leaf| Some(guest.disks.disk(leaf)?.name.clone())).collect();
+        let disks: BTreeSet<String> = plan
+            .targets
+            .iter()
+            .flat_map(|planned| disks_of(&guest.disks, guest.superblocks[planned.superblock].dev))
+            .collect();
         self.settle_hooks(disks.into_iter().collect())?;
         Ok(targets)
     }
@@ -332,4 +334,13 @@ fn unprepared(error: &PrepareError) -> Refusal {
         PrepareError::Guard { .. } => ("MOUNT_UNUSABLE", "see `ulimit -u` and the memory left"),
     };
     Refusal::new(RefusalKind::FailedPrecondition, reason, error.to_string()).hint(hint)
+}
+
+/// The names of the disks under a file system: those at the bottom, or what it is mounted from if they are not seen.
+fn disks_of(disks: &disks::BlockGraph, superblock: Dev) -> Vec<String> {
+    let names = |devs: Vec<Dev>| -> Vec<String> {
+        devs.into_iter().filter_map(|dev| Some(disks.disk(dev)?.name.clone())).collect()
+    };
+    let bottom = names(disks.leaves(superblock));
+    if bottom.is_empty() { names(disks.members(superblock)) } else { bottom }
 }

@@ -49,6 +49,7 @@ impl Work<'_> {
         self.look_at_databases()?;
         self.claim()?;
         self.arm(self.max_hold()).await?;
+        self.warden.marker().note_held();
         Ok(())
     }
 
