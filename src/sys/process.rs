@@ -31,9 +31,9 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         eventfd::{EfdFlags, EventFd},
-        signal::{Signal, killpg},
+        signal::{Signal, kill, killpg},
     },
-    unistd::Pid,
+    unistd::{Pid, getpgid},
 };
 
 use super::clock::monotonic;
@@ -207,8 +207,13 @@ impl Program {
     }
 
     fn signal(&self, signal: Signal) {
+        let program = Pid::from_raw(self.child.id().cast_signed());
         // ESRCH: the group is gone, which is what we want.
-        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), signal);
+        let _ = killpg(program, signal);
+        // it may have moved to another group
+        if getpgid(Some(program)) != Ok(program) {
+            let _ = kill(program, signal);
+        }
     }
 
     fn reap(mut self) -> io::Result<ExitStatus> {

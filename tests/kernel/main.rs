@@ -14,6 +14,7 @@ mod faults;
 mod filesystems;
 mod grpc_rules;
 mod guest_agent;
+mod hooks;
 mod idle;
 mod lab_itself;
 mod lets_go;
@@ -21,7 +22,6 @@ mod own_only;
 mod private_root;
 mod receipts;
 mod self_protection;
-mod undo;
 mod write_back;
 
 use std::process::ExitCode;
@@ -35,7 +35,11 @@ fn main() -> ExitCode {
         conventions::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
-        undo::FACTS,
+        hooks::order::FACTS,
+        hooks::ends::FACTS,
+        hooks::nasty::FACTS,
+        hooks::refused::FACTS,
+        hooks::schedules::FACTS,
         lets_go::FACTS,
         grpc_rules::FACTS,
         guest_agent::FACTS,
