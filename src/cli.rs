@@ -124,6 +124,11 @@ pub struct Spec {
     #[arg(long, value_name = "DISK", value_parser = disk)]
     pub disk: Vec<proto::DiskSelector>,
 
+    /// The caller freezes the file systems itself, once this has returned, and thaws them before it lets go: hold databases
+    /// and hooks only, and claim no more
+    #[arg(long)]
+    pub caller_freezes: bool,
+
     /// When the copy of database logs is taken
     #[arg(long, value_name = "WHEN")]
     pub capture: Option<Capture>,
@@ -319,6 +324,11 @@ impl Spec {
             rehearsal: false,
             label: self.label.clone().unwrap_or_default(),
             quiesce_timeout: duration(self.quiesce),
+            freeze_by: match self.caller_freezes {
+                false => proto::FreezeBy::Unspecified,
+                true => proto::FreezeBy::Caller,
+            }
+            .into(),
         }
     }
 }

@@ -8,9 +8,9 @@ use super::{RunningHook, Undo, Work};
 use crate::{
     hold::{
         end::End,
-        plan::problem,
+        plan::{level_text, problem},
         report::span,
-        survey::{self, level_text},
+        survey,
     },
     proto::{self, ReleaseReason, Severity, StepOutcome},
     step::hook,
@@ -96,7 +96,7 @@ impl Work<'_> {
             ("HOLDSTILL_ID".into(), self.id.clone()),
             ("HOLDSTILL_PHASE".into(), phase.as_str().into()),
             ("HOLDSTILL_LABEL".into(), self.spec.label.clone()),
-            ("HOLDSTILL_REQUIRE".into(), level_text(survey::required(&self.settings, &self.spec)).into()),
+            ("HOLDSTILL_REQUIRE".into(), level_text(survey::required(&self.settings, &self.spec).level).into()),
             ("HOLDSTILL_MOUNTS".into(), mounts.join("\n")),
             ("HOLDSTILL_MAX_HOLD_SECONDS".into(), self.max_hold().as_secs().to_string()),
         ]);

@@ -65,6 +65,7 @@ logs-after-thaw\t''"
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l label -d 'A few words for reports and history' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l caller-freezes -d 'The caller freezes the file systems itself, once this has returned, and thaws them before it lets go: hold databases and hooks only, and claim no more'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l strict -d 'Exit 4 also when there are reservations'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l sql -d 'Print the least role each database here needs, as SQL to paste, and nothing else'
 complete -c holdstill -n "__fish_holdstill_using_subcommand check" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
@@ -84,6 +85,7 @@ logs-after-thaw\t''"
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l label -d 'A few words for reports and history' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l caller-freezes -d 'The caller freezes the file systems itself, once this has returned, and thaws them before it lets go: hold databases and hooks only, and claim no more'
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand freeze" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand thaw" -l snapshot-ref -d 'What the snapshot is called; kept in the history' -r
@@ -113,6 +115,7 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l keep -d 'Aft
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l report -d 'After the release, write the hold\'s record to this file' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l caller-freezes -d 'The caller freezes the file systems itself, once this has returned, and thaws them before it lets go: hold databases and hooks only, and claim no more'
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l no-overlay -d 'Let the command write to the held file systems themselves: it will block if it does'
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand run" -s h -l help -d 'Print help'
@@ -131,6 +134,7 @@ logs-after-thaw\t''"
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l label -d 'A few words for reports and history' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l caller-freezes -d 'The caller freezes the file systems itself, once this has returned, and thaws them before it lets go: hold databases and hooks only, and claim no more'
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand rehearse" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand status" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
