@@ -30,6 +30,7 @@ pub async fn hooks(loaded: &Loaded, args: &Hooks) -> Result<Answer, Failure> {
         HookAction::List => Ok(list(dir, &listing(loaded)?)),
         HookAction::Add { file, name, force } => add(dir, file, name.as_deref(), *force),
         HookAction::Remove { name } => remove(dir, name),
+        HookAction::InstallAdapter(args) => super::adapters::adapters(args),
         HookAction::Test { name } => test(&listing(loaded)?, name.as_deref()).await,
     }
 }

@@ -111,7 +111,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
             // its dirty pages are written back, so that the caller's freeze is short
             Fate::Freeze | Fate::Flush { .. } if callers => {
                 step.set_outcome(StepOutcome::Skipped);
-                step.reason = "left to the caller, who freezes; not proven here".into();
+                step.reason = "left to the caller; written back, but not proven here".into();
                 plan.targets.push(Planned { superblock: index, freeze: matches!(fate, Fate::Freeze) });
             }
             Fate::Freeze => {
@@ -143,7 +143,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
         }
     }
     if callers {
-        let message = "file systems are frozen by the caller, which is not proven here; no receipt is written";
+        let message = "file systems are left to the caller: whether it freezes them is not proven here, and no receipt is written";
         plan.problems.push(problem(Severity::Note, "CALLER_FREEZES", "", message, ""));
     } else if !fates.iter().any(|f| matches!(f, Fate::Freeze)) {
         plan.refusals.push(
