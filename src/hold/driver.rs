@@ -314,7 +314,8 @@ impl Driver {
             ..Default::default()
         };
         report.set_phase(Phase::Preparing);
-        report.set_required(super::survey::required(&self.settings, spec));
+        report.set_required(super::survey::required(&self.settings, spec).level);
+        report.set_freeze_by(super::survey::freeze_by(spec));
         report
     }
 }

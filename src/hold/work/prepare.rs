@@ -20,7 +20,7 @@ use crate::{
     hold::{
         Refusal, RefusalKind,
         end::End,
-        plan::{Achieved, problem},
+        plan::{Achieved, caller_freezes, problem},
         record::{Records, Told},
         survey::{self, Look, Survey, in_a_thread},
     },
@@ -89,7 +89,18 @@ impl Work<'_> {
     /// Takes over what the survey found; refuses what it refuses.
     fn adopt(&mut self, survey: Survey) -> Result<Vec<warden::Target>, End> {
         let Survey {
-            guest, facts, plan, hooks, databases, steps, problems, refusals, expected, without_receipt, ..
+            guest,
+            facts,
+            plan,
+            hooks,
+            databases,
+            steps,
+            problems,
+            refusals,
+            expected,
+            writes_receipts,
+            without_receipt,
+            ..
         } = survey;
         self.publisher.edit(|report| {
             report.steps = steps;
@@ -116,10 +127,11 @@ impl Work<'_> {
             return Err(End::refused(first.about(&self.id)));
         }
         self.hooks = hooks;
-        self.levels = plan.levels;
+        // guardians then only write back: what the caller froze is neither frozen nor thawed by them
+        let ours = !caller_freezes(&self.spec);
+        self.levels = if ours { plan.levels } else { Vec::new() };
         self.achieved = Achieved { claims: Vec::new(), required_hooks: 0, ..expected };
-        let wanted = self.settings.receipt.enabled && !self.spec.rehearsal;
-        self.records = Records::new(&self.id, &self.surroundings, wanted);
+        self.records = Records::new(&self.id, &self.surroundings, writes_receipts);
         let report = self.publisher.current().unwrap_or_default();
         let told = Told::new(&report);
         let targets: Vec<_> = plan
@@ -147,7 +159,7 @@ impl Work<'_> {
                     open_at,
                     namespace: superblock.namespace,
                     uuid: facts.uuid,
-                    freeze: planned.freeze,
+                    freeze: planned.freeze && ours,
                     receipt,
                 })
             })
