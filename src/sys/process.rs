@@ -1,8 +1,8 @@
 //! Running a foreign program with an end: own process group, closed descriptors, drained and bounded output.
-//! Called by `step::hook`, on a thread that may block.
+//! Called by `step::hook` and `step::reporter`, on a thread that may block.
 //!
-//! What a program started here sees: its own process group, standard input empty, standard output and error in one
-//! pipe, every other descriptor closed (ours are all close-on-exec, and `close_range` marks whatever a library forgot),
+//! What a program started here sees: its own process group, standard input empty or a file in memory (never a pipe: one
+//! that does not read it cannot keep us), standard output and error in one pipe, every other descriptor closed (ours are all close-on-exec, and `close_range` marks whatever a library forgot),
 //! default signal dispositions and an empty mask, umask 022, directory `/`, OOM score 0, and no environment but the
 //! one given.
 //!
@@ -14,7 +14,8 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
-    io::{self, PipeReader, Read},
+    fs::File,
+    io::{self, PipeReader, Read, Seek, Write},
     os::{
         fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
@@ -31,6 +32,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         eventfd::{EfdFlags, EventFd},
+        memfd::{MFdFlags, memfd_create},
         signal::{Signal, killpg},
     },
     unistd::Pid,
@@ -106,11 +108,49 @@ pub fn run_unless(
     limit: Duration,
     stop: Option<&Stop>,
 ) -> io::Result<Outcome> {
+    run_on(Stdio::null(), path, args, environment, limit, stop)
+}
+
+/// As [`run`], with `input` to read, in a file of its own in memory: whether and how fast it reads is its own affair.
+///
+/// # Errors
+/// It could not be started (execve(2)), or there is no memory for its input.
+pub fn run_reading(
+    input: &[u8],
+    path: &Path,
+    args: &[&OsStr],
+    environment: &BTreeMap<String, String>,
+    limit: Duration,
+) -> io::Result<Outcome> {
+    run_on(in_memory(input)?.into(), path, args, environment, limit, None)
+}
+
+fn in_memory(input: &[u8]) -> io::Result<File> {
+    // kernels before 6.3 do not know the second flag; later ones want it said
+    let close = MFdFlags::MFD_CLOEXEC;
+    let file = match memfd_create(c"input", close | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL)) {
+        Err(Errno::EINVAL) => memfd_create(c"input", close)?,
+        other => other?,
+    };
+    let mut file = File::from(file);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok(file)
+}
+
+fn run_on(
+    input: Stdio,
+    path: &Path,
+    args: &[&OsStr],
+    environment: &BTreeMap<String, String>,
+    limit: Duration,
+    stop: Option<&Stop>,
+) -> io::Result<Outcome> {
     let started = monotonic();
     let (reader, writer) = io::pipe()?;
     set_nonblocking(&reader)?;
     let mut output = Tail { reader: Some(reader), kept: Vec::new() };
-    let program = Program::start(path, args, environment, writer)?;
+    let program = Program::start(input, path, args, environment, writer)?;
 
     let mut ended = program.wait(&mut output, started + limit, stop);
     let in_time = ended;
@@ -162,6 +202,7 @@ struct Program {
 
 impl Program {
     fn start(
+        input: Stdio,
         path: &Path,
         args: &[&OsStr],
         environment: &BTreeMap<String, String>,
@@ -169,7 +210,7 @@ impl Program {
     ) -> io::Result<Program> {
         let mut command = Command::new(path);
         command.args(args).env_clear().envs(environment).current_dir("/").process_group(0);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command.stdin(input).stdout(output.try_clone()?).stderr(output);
         // JUSTIFICATION: std resets the mask and SIGPIPE only, and can set neither umask nor OOM score.
         // SAFETY: between fork and exec only async-signal-safe calls: close_range, signal, umask, open, write, close.
         unsafe { command.pre_exec(settle) };
@@ -383,6 +424,26 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_secs(20);
+
+    fn run_script_reading(input: &[u8], text: &str) -> Outcome {
+        let file = script(&format!("#!/bin/sh\n{text}"));
+        let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+        retry_busy(|| run_reading(input, &file, &[], &environment, LONG)).expect("it starts")
+    }
+
+    #[test]
+    fn it_reads_the_whole_of_its_input_and_then_its_end() {
+        let input = vec![b'x'; 3_000_000];
+        let out = run_script_reading(&input, "cat | wc -c; cat | wc -c; cat /dev/stdin | wc -c");
+        assert_eq!(String::from_utf8(out.output).expect("text"), "3000000\n0\n3000000\n");
+    }
+
+    #[test]
+    fn one_that_does_not_read_its_input_or_closes_it_ends_as_it_would_without() {
+        let input = vec![b'x'; 3_000_000];
+        assert_eq!(run_script_reading(&input, "exit 5").status, Status::Exited(5));
+        assert_eq!(run_script_reading(&input, "exec 0<&-; head -c 10000000 /dev/zero").status, Status::Exited(0));
+    }
 
     #[test]
     fn the_verdict_is_the_exit_status() {
