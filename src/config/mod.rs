@@ -220,6 +220,7 @@ pub enum TransientPolicy {
 pub struct Hooks {
     pub dir: PathBuf,
     pub timeout: Duration,
+    pub report_timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -378,6 +379,7 @@ mod tests {
         assert_eq!(settings.transient.policy, TransientPolicy::Warn);
         assert_eq!(settings.hooks.dir, Path::new("/etc/holdstill/hooks.d"));
         assert_eq!(settings.hooks.timeout, Duration::from_secs(5));
+        assert_eq!(settings.hooks.report_timeout, Duration::from_secs(60));
         assert_eq!(settings.paths.run, Path::new("/run/holdstill"));
         assert_eq!(settings.paths.state, Path::new("/var/lib/holdstill"));
         assert!(settings.receipt.enabled && settings.databases.discover && settings.databases.configured.is_empty());

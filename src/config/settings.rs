@@ -372,7 +372,11 @@ fn transient(view: &View<'_>) -> Result<Transient, Error> {
 }
 
 fn hooks(view: &View<'_>) -> Result<Hooks, Error> {
-    Ok(Hooks { dir: view.path("dir")?, timeout: view.duration("timeout")? })
+    Ok(Hooks {
+        dir: view.path("dir")?,
+        timeout: view.duration("timeout")?,
+        report_timeout: view.duration("report_timeout")?,
+    })
 }
 
 fn databases(merged: &Fragment, view: &View<'_>, root: &Path) -> Result<Databases, Error> {

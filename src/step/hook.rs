@@ -118,6 +118,11 @@ impl Phase {
 const ENVIRONMENT: [(&str, &str); 3] = [("PATH", PATH), ("HOME", "/root"), ("LANG", "C.UTF-8")];
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// What every program started by us sees besides `HOLDSTILL_*`.
+pub(crate) fn environment() -> BTreeMap<String, String> {
+    ENVIRONMENT.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
 /// Reads `dir`: what will run, in order. A missing directory is an empty listing.
 ///
 /// # Errors
@@ -171,7 +176,7 @@ pub fn list(dir: &Path, default_limit: Duration) -> Result<Listing, Error> {
 }
 
 /// Names that editors and package managers leave behind, and documentation.
-fn ignored(name: &str) -> bool {
+pub(crate) fn ignored(name: &str) -> bool {
     const SUFFIXES: [&str; 5] = ["~", ".bak", ".orig", ".sample", ".md"];
     let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
     name.starts_with('.')
@@ -186,7 +191,8 @@ fn unusable(path: &Path, why: impl Into<String>, hint: impl Into<String>) -> Err
     Error::Unusable { path: path.to_owned(), why: why.into(), hint: hint.into() }
 }
 
-fn usable(path: &Path) -> Result<(), Error> {
+/// Can the file be run: for hooks, and for what else is run as root from a directory of scripts.
+pub(crate) fn usable(path: &Path) -> Result<(), Error> {
     let target = match fs::canonicalize(path) {
         Ok(target) => target,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -271,7 +277,7 @@ fn executable(path: &Path) -> bool {
 }
 
 /// Is `directory`, with every directory above it, out of others' reach? `subject` is whom the answer is about.
-fn guarded(subject: &Path, directory: &Path) -> Result<(), Error> {
+pub(crate) fn guarded(subject: &Path, directory: &Path) -> Result<(), Error> {
     for ancestor in directory.ancestors() {
         let about = fs::metadata(ancestor)
             .map_err(|error| unusable(subject, format!("{} cannot be looked at: {error}", ancestor.display()), ""))?;
@@ -387,8 +393,7 @@ pub async fn run_unless(
     environment: &BTreeMap<String, String>,
     stop: Option<Stop>,
 ) -> Result<Ran, Error> {
-    let mut all: BTreeMap<String, String> =
-        ENVIRONMENT.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let mut all = self::environment();
     all.extend(environment.iter().map(|(key, value)| (key.clone(), value.clone())));
     let (path, limit) = (hook.path.clone(), hook.limit);
     let name = || hook.name.clone();

@@ -19,6 +19,7 @@ mod lets_go;
 mod own_only;
 mod private_root;
 mod receipts;
+mod reports;
 mod self_protection;
 mod undo;
 mod write_back;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
         grpc_rules::FACTS,
         guest_agent::FACTS,
         receipts::FACTS,
+        reports::FACTS,
         self_protection::FACTS,
         private_root::FACTS,
         write_back::FACTS,
