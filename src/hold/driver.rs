@@ -230,12 +230,12 @@ impl Driver {
     fn thaw_again(&self, id: &str, snapshot_ref: &str) -> Result<proto::ThawResponse, Refusal> {
         let admission = admit::thaw(None, &*self.publisher.history(), id);
         match admission {
-            ThawAdmission::Again(mut report) => {
-                if !snapshot_ref.is_empty() && report.snapshot_ref.is_empty() {
-                    report.snapshot_ref = snapshot_ref.into();
-                    self.publisher.history().push((*report).clone());
+            ThawAdmission::Again(before) => {
+                let report = self.publisher.note_snapshot((*before).clone(), snapshot_ref);
+                if report != *before {
+                    self.keep(report.clone());
                 }
-                Ok(proto::ThawResponse { report: Some(*report), already_released: true })
+                Ok(proto::ThawResponse { report: Some(report), already_released: true })
             }
             ThawAdmission::Never => {
                 let mut report = proto::Report::default();
@@ -291,6 +291,9 @@ impl Driver {
         );
         self.publisher.finish(report.clone());
         self.keep(report.clone());
+        for amended in desk.take_amended() {
+            self.keep(amended);
+        }
         let stopping = desk.answer_all(&report, &end);
         if stopping.is_empty() {
             self.reporters.tell(report);
