@@ -21,6 +21,7 @@ mod private_root;
 mod receipts;
 mod reports;
 mod self_protection;
+mod snapshots;
 mod undo;
 mod write_back;
 
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         guest_agent::FACTS,
         receipts::FACTS,
         reports::FACTS,
+        snapshots::FACTS,
         self_protection::FACTS,
         private_root::FACTS,
         write_back::FACTS,
