@@ -18,6 +18,7 @@ mod lab_itself;
 mod lets_go;
 mod own_only;
 mod private_root;
+mod ready;
 mod receipts;
 mod reports;
 mod self_protection;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         lets_go::FACTS,
         grpc_rules::FACTS,
         guest_agent::FACTS,
+        ready::redis::FACTS,
         receipts::FACTS,
         reports::FACTS,
         snapshots::FACTS,
