@@ -1,6 +1,7 @@
 //! Promise: the hooks and reporters that are shipped ready-made in `hooks/` do what their first lines say, with the real
 //! servers where Debian has them. The scripts run as shipped, only the list at their top is another.
 
+pub mod mail;
 pub mod redis;
 
 use std::{
@@ -24,7 +25,7 @@ pub fn add(daemon: &Daemon, name: &str, settings: &str, edits: &[(&str, &str)]) 
     }
 }
 
-/// Puts `hooks/NAME.sample` into `dir`, under that name.
+/// Puts `hooks/NAME.sample` into `dir`, under the last part of that name.
 pub fn put(dir: &Path, name: &str, edits: &[(&str, &str)]) {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("hooks/{name}.sample"));
     let mut text = fs::read_to_string(&sample).expect("it is shipped");
@@ -33,8 +34,9 @@ pub fn put(dir: &Path, name: &str, edits: &[(&str, &str)]) {
         text = text.replace(from, to);
     }
     fs::create_dir_all(dir).expect("memory");
-    fs::write(dir.join(name), text).expect("memory");
-    fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).expect("memory");
+    let script = dir.join(Path::new(name).file_name().expect("it has one"));
+    fs::write(&script, text).expect("memory");
+    fs::set_permissions(script, fs::Permissions::from_mode(0o755)).expect("memory");
 }
 
 /// A server that a fact started; ended when dropped.
