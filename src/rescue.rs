@@ -411,7 +411,7 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
         }
         let arguments = if held { &thaw } else { &failed };
         let ids = user.as_ref().map(|user| &user.ids);
-        let start = Start { program: &program, arguments, environment: &environment, user: ids };
+        let start = Start { program: &program, arguments, environment: &environment, input: None, user: ids };
         match process::run(start, limit, None) {
             Ok(outcome) if outcome.status == Status::Exited(0) => {}
             Ok(outcome) => rescued.problems.push(Problem::Hook { name: name.clone(), status: outcome.status }),

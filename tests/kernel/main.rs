@@ -20,8 +20,11 @@ mod lab_itself;
 mod lets_go;
 mod own_only;
 mod private_root;
+mod ready;
 mod receipts;
+mod reports;
 mod self_protection;
+mod snapshots;
 mod write_back;
 
 use std::process::ExitCode;
@@ -43,7 +46,11 @@ fn main() -> ExitCode {
         lets_go::FACTS,
         grpc_rules::FACTS,
         guest_agent::FACTS,
+        ready::mail::FACTS,
+        ready::redis::FACTS,
         receipts::FACTS,
+        reports::FACTS,
+        snapshots::FACTS,
         self_protection::FACTS,
         private_root::FACTS,
         write_back::FACTS,

@@ -35,7 +35,7 @@ use crate::{
 /// By then a daemon has taken the channel that is there and owned by nobody, or will not. It looks twice, 300 ms apart.
 const TAKES: Duration = Duration::from_secs(2);
 /// Reading /proc and /sys takes milliseconds; beyond this something is badly stuck.
-const READ_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
 /// statfs and superblock reads touch devices, which may be dead: what has not answered by then is left out.
 const TOUCH_LIMIT: Duration = Duration::from_secs(2);
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(1);
@@ -123,6 +123,7 @@ pub async fn check(
     report.problems = survey.problems;
     if look == Look::Everything {
         report.problems.extend(callers(settings, surroundings).await);
+        report.problems.extend(super::reporters::problems(settings).await);
     }
     report.problems.extend(survey.refusals.iter().map(as_problem));
     let would_refuse = !survey.refusals.is_empty();
