@@ -79,6 +79,9 @@ pub enum Verb {
     Verify(Verify),
     /// Let go of whatever a dead daemon left held
     Rescue(Rescue),
+    /// Answer another agent as it expects to be answered; what `hooks install-adapter` installs calls it
+    #[command(hide = true)]
+    Adapter(Adapter),
     /// The process a command of `run` waits in; started by it
     #[command(hide = true)]
     Gate(Gate),
@@ -126,6 +129,11 @@ pub struct Spec {
     /// A disk that will be in the snapshot: /dev/NAME, serial=…, wwn=…, pci=… or nguid=… (repeatable)
     #[arg(long, value_name = "DISK", value_parser = disk)]
     pub disk: Vec<proto::DiskSelector>,
+
+    /// The caller freezes the file systems itself, once this has returned, and thaws them before it lets go: hold databases
+    /// and hooks only, and claim no more
+    #[arg(long)]
+    pub caller_freezes: bool,
 
     /// When the copy of database logs is taken
     #[arg(long, value_name = "WHEN")]
@@ -288,11 +296,69 @@ pub enum HookAction {
         /// Its name, e.g. 10-orders
         name: String,
     },
+    /// Let another agent that makes the snapshots drive holdstill: put an adapter where it looks for scripts
+    InstallAdapter(InstallAdapter),
     /// Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else
     Test {
         /// Its name, e.g. 10-orders
         name: Option<String>,
     },
+}
+
+/// `hooks install-adapter`.
+#[derive(Debug, Clone, Args)]
+pub struct InstallAdapter {
+    /// Which agent
+    #[arg(required_unless_present = "list")]
+    pub name: Option<Adapted>,
+    /// List the adapters there are, and which of them are installed
+    #[arg(long, conflicts_with_all = ["name", "remove", "force"])]
+    pub list: bool,
+    /// Remove it again
+    #[arg(long)]
+    pub remove: bool,
+    /// Take the place of what is there already
+    #[arg(long)]
+    pub force: bool,
+    /// Of a machine mounted here
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+}
+
+/// What another agent's adapter asks.
+#[derive(Debug, Args)]
+pub struct Adapter {
+    #[command(flatten)]
+    pub spec: Spec,
+    /// What to answer if nothing could be held
+    #[arg(long, value_enum, default_value = "fail")]
+    pub if_not_held: IfNotHeld,
+    /// Who asks
+    pub agent: Adapted,
+    /// What it asks, in its own words
+    pub word: String,
+    /// What it says besides
+    pub argument: Option<String>,
+}
+
+/// An agent with an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Adapted {
+    QemuGa,
+    Vmware,
+    Nutanix,
+    Google,
+    Azure,
+    AwsDlm,
+    Velero,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IfNotHeld {
+    /// that it failed
+    Fail,
+    /// that it may go on: its snapshot is as after a power cut
+    GoOn,
 }
 
 #[derive(Debug, Args)]
@@ -363,6 +429,11 @@ impl Spec {
             rehearsal: false,
             label: self.label.clone().unwrap_or_default(),
             quiesce_timeout: duration(self.quiesce),
+            freeze_by: match self.caller_freezes {
+                false => proto::FreezeBy::Unspecified,
+                true => proto::FreezeBy::Caller,
+            }
+            .into(),
         }
     }
 }
@@ -441,7 +512,8 @@ impl Verb {
             Verb::Verify(_) => Some("verify"),
             Verb::Rescue(_) => Some("rescue"),
             Verb::Gate(_) => Some("gate"),
-            Verb::Check(_)
+            Verb::Adapter(_)
+            | Verb::Check(_)
             | Verb::Freeze(_)
             | Verb::Thaw(_)
             | Verb::Extend(_)

@@ -427,8 +427,8 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
         let arguments = if held { &thaw } else { &failed };
         let signs = marker.pen(&name, Begins::Undo);
         let ids = user.as_ref().map(|user| &user.ids);
-        let start = Start { program: &program, arguments, environment: &environment, user: ids, signs: signs.as_ref() };
-        match process::run(start, limit, None) {
+        let start = Start { program: &program, arguments, environment: &environment, input: None, user: ids };
+        match process::run_signed(start, limit, None, signs.as_ref()) {
             Ok(outcome) if outcome.status == Status::Exited(0) => {}
             Ok(outcome) => rescued.problems.push(Problem::Hook { name: name.clone(), status: outcome.status }),
             Err(source) => rescued.problems.push(Problem::HookStart { name: name.clone(), source }),

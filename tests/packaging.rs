@@ -1,7 +1,12 @@
 //! What is shipped is what the program has: the configuration file, the manual pages and the completions in `packaging/`
 //! are printed from the code. Refresh them with `UPDATE=1 cargo test --test packaging`.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command as Program,
+};
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
@@ -64,10 +69,18 @@ fn completions_are_those_of_this_command_line() {
 }
 
 /// Settings of a unit: lines of "key=value".
-fn unit() -> Vec<String> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/usr/lib/systemd/system/holdstill.service");
+fn unit_of(name: &str) -> Vec<String> {
+    let file = shipped(&format!("usr/lib/systemd/system/{name}"));
     let text = fs::read_to_string(file).expect("the unit is shipped");
     text.lines().filter(|l| !l.starts_with(['#', '[']) && !l.is_empty()).map(str::to_owned).collect()
+}
+
+fn unit() -> Vec<String> {
+    unit_of("holdstill.service")
+}
+
+fn shipped(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(path)
 }
 
 #[test]
@@ -125,7 +138,36 @@ fn the_unit_has_nothing_that_makes_a_mount_namespace_or_blocks_on_a_frozen_root(
         "PIDFile",
         "ImportCredential",
     ];
-    for line in unit() {
+    for line in unit().into_iter().chain(unit_of("holdstill-snapshot@.service")) {
         assert!(!never.iter().any(|word| line.starts_with(word)), "{line}");
+    }
+}
+
+#[test]
+fn the_unit_of_a_snapshot_starts_what_is_shipped_and_its_timer_starts_it() {
+    let unit = unit_of("holdstill-snapshot@.service");
+    let script = unit.iter().find_map(|l| l.strip_prefix("ExecStart=/")?.strip_suffix(" %i")).expect("with its name");
+    let mode = fs::metadata(shipped(script)).expect("it is shipped").permissions().mode();
+    assert_eq!(mode & 0o111, 0o111, "/{script} is not executable");
+    assert!(unit.iter().any(|l| l == "AssertPathExists=/etc/holdstill/snapshot/%i.conf"), "{unit:?}");
+    // a timer starts the service of its own name; only one that can be enabled is of use
+    assert!(unit_of("holdstill-snapshot@.timer").iter().any(|l| l == "WantedBy=timers.target"));
+}
+
+#[test]
+fn the_samples_of_a_snapshot_set_what_the_script_knows() {
+    let script = fs::read_to_string(shipped("usr/lib/holdstill/snapshot")).expect("it is shipped");
+    for name in ["ebs", "lightsail"] {
+        let sample = shipped(&format!("etc/holdstill/snapshot/{name}.conf.sample"));
+        assert!(Program::new("sh").arg("-n").arg(&sample).status().expect("sh").success(), "{name}");
+        let text = fs::read_to_string(sample).expect("it is shipped");
+        assert!(text.contains(&format!("\nCLOUD={name}\n")), "{name}");
+        let settings = text.lines().map(|l| l.trim_start_matches('#')).filter_map(|l| l.split_once('='));
+        for (key, _) in settings.filter(|(key, _)| key.chars().all(|c| c.is_ascii_uppercase() || c == '_')) {
+            assert!(
+                script.contains(&format!("\n{key}=")),
+                "{name}.conf.sample sets {key}, which the script does not know"
+            );
+        }
     }
 }

@@ -343,18 +343,18 @@ pub fn history(reports: &[proto::Report]) -> String {
     let rows = reports.iter().map(|r| {
         let when =
             r.admitted_time.map_or_else(|| "-".to_owned(), |t| prost_types::Timestamp { nanos: 0, ..t }.to_string());
-        let about =
-            [r.label.as_str(), r.snapshot_ref.as_str()].into_iter().filter(|t| !t.is_empty()).collect::<Vec<_>>();
+        let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
         vec![
             r.id.clone(),
             when,
             verdict(r.verdict()).to_owned(),
             level(r.consistency()).to_owned(),
             duration(r.held_took.as_ref()),
-            about.join(" "),
+            or_dash(&r.snapshot_ref),
+            r.label.clone(),
         ]
     });
-    table(&["ID", "ASKED", "VERDICT", "LEVEL", "HELD", "LABEL"], rows)
+    table(&["ID", "ASKED", "VERDICT", "LEVEL", "HELD", "SNAPSHOT", "LABEL"], rows)
 }
 
 /// One line of `watch`.

@@ -372,6 +372,14 @@ pub const SECTIONS: &[Section] = &[
                 about: "How long one phase of one hook may take, unless its own settings say otherwise. Writers wait for it.",
                 also: &["limit", "deadline"],
             },
+            Key {
+                name: "report_timeout",
+                kind: Kind::Duration,
+                default: Default::Is("\"60s\""),
+                about: "How long one reporter of report.d may take. Nobody waits for it, so a slow mail server or webhook \
+                        gets a minute; then it is ended, and that is in the daemon's log.",
+                also: &["reporter_timeout"],
+            },
         ],
     },
     Section {

@@ -225,6 +225,7 @@ pub struct Hooks {
     pub timeout: Duration,
     /// other agents' scripts
     pub conventions: Vec<hook::SwitchedOn>,
+    pub report_timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -383,6 +384,7 @@ mod tests {
         assert_eq!(settings.transient.policy, TransientPolicy::Warn);
         assert_eq!(settings.hooks.dir, Path::new("/etc/holdstill/hooks.d"));
         assert_eq!(settings.hooks.timeout, Duration::from_secs(5));
+        assert_eq!(settings.hooks.report_timeout, Duration::from_secs(60));
         assert_eq!(settings.paths.run, Path::new("/run/holdstill"));
         assert_eq!(settings.paths.state, Path::new("/var/lib/holdstill"));
         assert!(settings.receipt.enabled && settings.databases.discover && settings.databases.configured.is_empty());

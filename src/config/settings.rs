@@ -376,7 +376,12 @@ fn transient(view: &View<'_>) -> Result<Transient, Error> {
 
 fn hooks(merged: &Fragment, view: &View<'_>) -> Result<Hooks, Error> {
     let conventions = rows(merged, "hooks.convention").iter().map(convention).collect::<Result<_, Error>>()?;
-    Ok(Hooks { dir: view.path("dir")?, timeout: view.duration("timeout")?, conventions })
+    Ok(Hooks {
+        dir: view.path("dir")?,
+        timeout: view.duration("timeout")?,
+        report_timeout: view.duration("report_timeout")?,
+        conventions,
+    })
 }
 
 fn convention(row: &View<'_>) -> Result<hook::SwitchedOn, Error> {

@@ -41,6 +41,8 @@ pub struct Desk {
     delivered: bool,
     thaws: Vec<ThawReply>,
     snapshot_ref: Option<String>,
+    /// earlier holds that something was learnt about meanwhile: to be kept on the disk when it can be written
+    amended: Vec<proto::Report>,
     shutdowns: Vec<oneshot::Sender<()>>,
     held_since: Option<Instant>,
     deadline: Option<Instant>,
@@ -57,6 +59,7 @@ impl Desk {
             delivered: false,
             thaws: Vec::new(),
             snapshot_ref: None,
+            amended: Vec::new(),
             shutdowns: Vec::new(),
             held_since: None,
             deadline: None,
@@ -66,6 +69,11 @@ impl Desk {
 
     pub fn snapshot_ref(&self) -> Option<&str> {
         self.snapshot_ref.as_deref()
+    }
+
+    /// Earlier holds whose reports have changed meanwhile.
+    pub fn take_amended(&mut self) -> Vec<proto::Report> {
+        std::mem::take(&mut self.amended)
     }
 
     /// How long all was held; `None` if it never was.
@@ -239,8 +247,12 @@ impl Desk {
                         }
                         return Some(End::asked());
                     }
-                    ThawAdmission::Again(report) => {
-                        let _ = reply.send(Ok(proto::ThawResponse { report: Some(*report), already_released: true }));
+                    ThawAdmission::Again(before) => {
+                        let report = publisher.note_snapshot((*before).clone(), &snapshot_ref);
+                        if report != *before {
+                            self.amended.push(report.clone());
+                        }
+                        let _ = reply.send(Ok(proto::ThawResponse { report: Some(report), already_released: true }));
                     }
                     ThawAdmission::Refuse(refusal) => {
                         let _ = reply.send(Err(refusal));

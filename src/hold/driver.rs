@@ -28,6 +28,7 @@ use super::{
     end::End,
     history,
     report::{Publisher, now, span},
+    reporters::Reporters,
     survey::{Look, Surroundings},
     work::Work,
 };
@@ -55,6 +56,7 @@ pub struct Driver {
     /// the refusal for a spent budget has been logged since the last hold
     said_spent: bool,
     publisher: Publisher,
+    reporters: Reporters,
     asks: mpsc::UnboundedReceiver<Ask>,
     warden: Option<Warden>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -98,6 +100,7 @@ impl Driver {
             };
             Arc::new(planner)
         };
+        let reporters = Reporters::start(Arc::clone(&settings), published.clone(), &publisher.history());
         let caps = Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
         let driver = Driver {
             settings,
@@ -106,6 +109,7 @@ impl Driver {
             budget,
             said_spent: false,
             publisher,
+            reporters,
             asks: inbox,
             warden: Some(warden),
             events,
@@ -226,12 +230,12 @@ impl Driver {
     fn thaw_again(&self, id: &str, snapshot_ref: &str) -> Result<proto::ThawResponse, Refusal> {
         let admission = admit::thaw(None, &*self.publisher.history(), id);
         match admission {
-            ThawAdmission::Again(mut report) => {
-                if !snapshot_ref.is_empty() && report.snapshot_ref.is_empty() {
-                    report.snapshot_ref = snapshot_ref.into();
-                    self.publisher.history().push((*report).clone());
+            ThawAdmission::Again(before) => {
+                let report = self.publisher.note_snapshot((*before).clone(), snapshot_ref);
+                if report != *before {
+                    self.keep(report.clone());
                 }
-                Ok(proto::ThawResponse { report: Some(*report), already_released: true })
+                Ok(proto::ThawResponse { report: Some(report), already_released: true })
             }
             ThawAdmission::Never => {
                 let mut report = proto::Report::default();
@@ -253,6 +257,7 @@ impl Driver {
         {
             tracing::warn!(%error, "could not note the hold on tmpfs");
         }
+        self.reporters.note(&id);
         failpoint::reached("admitted").await;
         let mut desk = Desk::new(id.clone(), spec.clone(), caller, self.caps.clone());
         let not_before = Instant::now() + lock(&self.budget).pause(clock::boottime());
@@ -286,7 +291,13 @@ impl Driver {
         );
         self.publisher.finish(report.clone());
         self.keep(report.clone());
+        for amended in desk.take_amended() {
+            self.keep(amended);
+        }
         let stopping = desk.answer_all(&report, &end);
+        if stopping.is_empty() {
+            self.reporters.tell(report);
+        }
         if lost {
             self.replace_warden().await;
         }
@@ -314,7 +325,8 @@ impl Driver {
             ..Default::default()
         };
         report.set_phase(Phase::Preparing);
-        report.set_required(super::survey::required(&self.settings, spec));
+        report.set_required(super::survey::required(&self.settings, spec).level);
+        report.set_freeze_by(super::survey::freeze_by(spec));
         report
     }
 }

@@ -68,6 +68,16 @@ impl History {
         self.trim();
     }
 
+    /// Something was learnt about a hold that is over: it stays where it is in the order.
+    pub fn amend(&mut self, report: &proto::Report) {
+        if let Some(at) = self.reports.iter().position(|r| r.id == report.id) {
+            self.reports[at] = report.clone();
+            if let Err(error) = self.note(report) {
+                tracing::warn!(%error, hold = %report.id, "could not remember what was learnt about this hold");
+            }
+        }
+    }
+
     pub fn newest_first(&self) -> impl Iterator<Item = &proto::Report> {
         self.reports.iter().rev()
     }
@@ -205,6 +215,20 @@ mod tests {
         let ids: Vec<_> = again.newest_first().map(|r| r.id.clone()).collect();
         assert_eq!(ids.len(), KEPT);
         assert_eq!((ids[0].as_str(), ids[KEPT - 1].as_str()), ("h199", "h72"));
+    }
+
+    #[test]
+    fn what_is_learnt_about_an_older_hold_does_not_make_it_the_last_one() {
+        let (run, state) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut history = History::load(run.path(), state.path()).unwrap();
+        for (n, id) in [(1, "older"), (2, "last")] {
+            history.push(proto::Report { released_time: Some(super::super::report::now()), ..held(id, n) });
+        }
+        let older = history.find("older").unwrap().clone();
+        history.amend(&proto::Report { snapshot_ref: "snap-1".into(), ..older });
+        assert_eq!(history.last_ended().map(|r| r.id.as_str()), Some("last"));
+        let again = History::load(run.path(), state.path()).unwrap();
+        assert_eq!(again.find("older").map(|r| r.snapshot_ref.as_str()), Some("snap-1"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod plan;
 pub mod receipt;
 pub mod record;
 pub mod report;
+pub mod reporters;
 pub mod survey;
 pub mod undo;
 pub mod verify;

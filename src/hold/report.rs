@@ -166,6 +166,20 @@ impl Publisher {
         self.tell(What::Phase(Phase::Idle.into()));
     }
 
+    /// A snapshot's name that came after its hold was over. The first one stays.
+    pub fn note_snapshot(&self, mut report: proto::Report, reference: &str) -> proto::Report {
+        if report.snapshot_ref.is_empty() && !reference.is_empty() {
+            report.snapshot_ref = reference.into();
+            self.history().amend(&report);
+            self.change(|s| {
+                if let Some(last) = s.last.as_mut().filter(|last| last.id == report.id) {
+                    last.clone_from(&report);
+                }
+            });
+        }
+        report
+    }
+
     fn change(&self, change: impl FnOnce(&mut Standing)) {
         self.standing.send_modify(|s| change(Arc::make_mut(s)));
     }

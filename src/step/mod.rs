@@ -5,3 +5,4 @@ pub mod filesystem;
 pub mod hook;
 pub mod mysql;
 pub mod postgres;
+pub mod reporter;

@@ -1,8 +1,8 @@
 //! Running a foreign program with an end: own process group, closed descriptors, drained and bounded output.
-//! Called by `step::hook`, on a thread that may block.
+//! Called by `step::hook` and `step::reporter`, on a thread that may block.
 //!
-//! What a program started here sees: its own process group, standard input empty, standard output and error in one
-//! pipe, every other descriptor closed (ours are all close-on-exec, and `close_range` marks whatever a library forgot),
+//! What a program started here sees: its own process group, standard input empty or a file in memory (never a pipe: one
+//! that does not read it cannot keep us), standard output and error in one pipe, every other descriptor closed (ours are all close-on-exec, and `close_range` marks whatever a library forgot),
 //! default signal dispositions and an empty mask, umask 022, directory `/`, OOM score 0, and no environment but the
 //! one given. It runs as root, or as the [`User`] given, with that user's groups and nobody else's.
 //!
@@ -14,7 +14,8 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    io::{self, PipeReader, Read},
+    fs::File,
+    io::{self, PipeReader, Read, Seek, Write},
     os::{
         fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::process::{CommandExt, ExitStatusExt},
@@ -31,6 +32,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         eventfd::{EfdFlags, EventFd},
+        memfd::{MFdFlags, memfd_create},
         signal::{Signal, kill, killpg},
     },
     unistd::{Pid, getpgid},
@@ -92,10 +94,10 @@ pub struct Start<'a> {
     pub arguments: &'a [OsString],
     /// all of it: nothing is inherited
     pub environment: &'a BTreeMap<String, String>,
+    /// what it can read, in a file of its own in memory: whether and how fast it reads is its own affair; `None`: nothing
+    pub input: Option<&'a [u8]>,
     /// `None`: as we are
     pub user: Option<&'a User>,
-    /// what it writes down before it begins
-    pub signs: Option<&'a Pen>,
 }
 
 /// Whom a program runs as. See credentials(7).
@@ -107,17 +109,26 @@ pub struct User {
     pub groups: Vec<u32>,
 }
 
-/// Runs a program, stdin empty, in its own process group, and waits. Ended early once `stop` is told. Blocks the calling
+/// Runs a program in its own process group, and waits. Ended early once `stop` is told. Blocks the calling
 /// thread for at most `limit` plus the 2 s a group gets between TERM and KILL, plus 1 s of draining.
 ///
 /// # Errors
-/// It could not be started (execve(2)), or not as that user (setgroups(2), setgid(2), setuid(2)).
+/// It could not be started (execve(2)), or not as that user (setgroups(2), setgid(2), setuid(2)), or there is no memory for
+/// its input.
 pub fn run(start: Start<'_>, limit: Duration, stop: Option<&Stop>) -> io::Result<Outcome> {
+    run_signed(start, limit, stop, None)
+}
+
+/// As [`run`]; with `pen` the program writes itself down before it begins.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_signed(start: Start<'_>, limit: Duration, stop: Option<&Stop>, pen: Option<&Pen>) -> io::Result<Outcome> {
     let started = monotonic();
     let (reader, writer) = io::pipe()?;
     set_nonblocking(&reader)?;
     let mut output = Tail { reader: Some(reader), kept: Vec::new() };
-    let program = Program::start(start, writer)?;
+    let program = Program::start(start, pen, writer)?;
 
     let mut ended = program.wait(&mut output, started + limit, stop);
     let in_time = ended;
@@ -161,6 +172,19 @@ fn verdict(status: ExitStatus) -> Status {
     }
 }
 
+fn in_memory(input: &[u8]) -> io::Result<File> {
+    // kernels before 6.3 do not know the second flag; later ones want it said
+    let close = MFdFlags::MFD_CLOEXEC;
+    let file = match memfd_create(c"input", close | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL)) {
+        Err(Errno::EINVAL) => memfd_create(c"input", close)?,
+        other => other?,
+    };
+    let mut file = File::from(file);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// A started program that has not been reaped.
 struct Program {
     child: Child,
@@ -168,10 +192,11 @@ struct Program {
 }
 
 impl Program {
-    fn start(start: Start<'_>, output: io::PipeWriter) -> io::Result<Program> {
+    fn start(start: Start<'_>, pen: Option<&Pen>, output: io::PipeWriter) -> io::Result<Program> {
         let mut command = Command::new(start.program);
         command.args(start.arguments).env_clear().envs(start.environment).current_dir("/").process_group(0);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        let input = start.input.map(in_memory).transpose()?.map_or_else(Stdio::null, Stdio::from);
+        command.stdin(input).stdout(output.try_clone()?).stderr(output);
         // JUSTIFICATION: std resets the mask and SIGPIPE only, and can set neither umask nor OOM score.
         // SAFETY: between fork and exec only async-signal-safe calls: close_range, signal, umask, open, write, close.
         unsafe { command.pre_exec(settle) };
@@ -180,7 +205,7 @@ impl Program {
             // SAFETY: only async-signal-safe calls, on memory allocated before the fork.
             unsafe { command.pre_exec(move || become_user(&user)) };
         }
-        if let Some(pen) = start.signs.cloned() {
+        if let Some(pen) = pen.cloned() {
             // JUSTIFICATION: only the program itself can say that it runs before it does.
             // SAFETY: atomic stores into memory that is mapped, and system calls.
             unsafe {
@@ -405,7 +430,7 @@ mod tests {
         let file = script(&format!("#!/bin/sh\n{text}"));
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
         let arguments = ["freeze".into()];
-        let start = Start { program: &file, arguments: &arguments, environment: &environment, user: None, signs: None };
+        let start = Start { program: &file, arguments: &arguments, environment: &environment, input: None, user: None };
         retry_busy(|| run(start, limit, None)).expect("it starts")
     }
 
@@ -433,7 +458,7 @@ mod tests {
         let stop = Stop::new().expect("a descriptor");
         stop.tell();
         let file = script("#!/bin/sh\nexec sleep 100\n");
-        let start = Start { program: &file, arguments: &[], environment: &BTreeMap::new(), user: None, signs: None };
+        let start = Start { program: &file, arguments: &[], environment: &BTreeMap::new(), input: None, user: None };
         let begun = monotonic();
         let outcome = retry_busy(|| run(start, Duration::from_secs(50), Some(&stop))).expect("it starts");
         assert_eq!(outcome.status, Status::TimedOut);
@@ -449,9 +474,30 @@ mod tests {
         fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("others may run it");
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
         let user = User { uid: 65534, gid: 65533, groups: vec![65533, 12, 7] };
-        let start = Start { program: &file, arguments: &[], environment: &environment, user: Some(&user), signs: None };
+        let start = Start { program: &file, arguments: &[], environment: &environment, input: None, user: Some(&user) };
         let outcome = retry_busy(|| run(start, LONG, None)).expect("it starts");
         assert_eq!(String::from_utf8_lossy(&outcome.output), "65534\n65533\n65533 7 12\n0\n");
+    }
+
+    fn run_script_reading(input: &[u8], text: &str) -> Outcome {
+        let file = script(&format!("#!/bin/sh\n{text}"));
+        let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+        let start = Start { program: &file, arguments: &[], environment: &environment, input: Some(input), user: None };
+        retry_busy(|| run(start, LONG, None)).expect("it starts")
+    }
+
+    #[test]
+    fn it_reads_the_whole_of_its_input_and_then_its_end() {
+        let input = vec![b'x'; 3_000_000];
+        let out = run_script_reading(&input, "cat | wc -c; cat | wc -c; cat /dev/stdin | wc -c");
+        assert_eq!(String::from_utf8(out.output).expect("text"), "3000000\n0\n3000000\n");
+    }
+
+    #[test]
+    fn one_that_does_not_read_its_input_or_closes_it_ends_as_it_would_without() {
+        let input = vec![b'x'; 3_000_000];
+        assert_eq!(run_script_reading(&input, "exit 5").status, Status::Exited(5));
+        assert_eq!(run_script_reading(&input, "exec 0<&-; head -c 10000000 /dev/zero").status, Status::Exited(0));
     }
 
     #[test]
@@ -552,7 +598,7 @@ mod tests {
     fn what_cannot_be_started_is_an_error() {
         let none = BTreeMap::new();
         let start = |program: &Path| {
-            let start = Start { program, arguments: &[], environment: &none, user: None, signs: None };
+            let start = Start { program, arguments: &[], environment: &none, input: None, user: None };
             retry_busy(|| run(start, LONG, None)).expect_err("it cannot start").kind()
         };
         let plain = script("#!/bin/sh\nexit 0\n");

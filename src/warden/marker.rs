@@ -332,12 +332,14 @@ impl Marker {
     pub fn set_phase(&self, phase: Phase) {
         let value = PHASES.iter().position(|&p| p == phase).expect("every phase is listed");
         self.table.u32(16).store(u32::try_from(value).expect("few phases"), Release);
-        if phase == Phase::Held {
-            self.reached().store(1, Release);
-        }
     }
 
-    /// Did this hold ever come to be held? The phase alone does not say it later.
+    /// The driver says that all is held.
+    pub fn note_held(&self) {
+        self.reached().store(1, Release);
+    }
+
+    /// Did this hold ever come to be held? Hooks of some conventions are undone with another word if not.
     pub fn was_held(&self) -> bool {
         self.reached().load(Acquire) == 1
     }

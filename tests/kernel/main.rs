@@ -9,6 +9,7 @@ mod lab;
 mod bad_input;
 mod claims;
 mod coexistence;
+mod conventions;
 mod faults;
 mod filesystems;
 mod grpc_rules;
@@ -19,8 +20,11 @@ mod lab_itself;
 mod lets_go;
 mod own_only;
 mod private_root;
+mod ready;
 mod receipts;
+mod reports;
 mod self_protection;
+mod snapshots;
 mod write_back;
 
 use std::process::ExitCode;
@@ -31,6 +35,7 @@ fn main() -> ExitCode {
         bad_input::FACTS,
         claims::FACTS,
         coexistence::FACTS,
+        conventions::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
         hooks::order::FACTS,
@@ -41,7 +46,11 @@ fn main() -> ExitCode {
         lets_go::FACTS,
         grpc_rules::FACTS,
         guest_agent::FACTS,
+        ready::mail::FACTS,
+        ready::redis::FACTS,
         receipts::FACTS,
+        reports::FACTS,
+        snapshots::FACTS,
         self_protection::FACTS,
         private_root::FACTS,
         write_back::FACTS,

@@ -26,6 +26,7 @@ pub async fn hooks(loaded: &Loaded, args: &Hooks) -> Result<Answer, Failure> {
         HookAction::List => Ok(list::list(dir, &listing(loaded)?, &list::LastRuns::read(&settings.paths))),
         HookAction::Add(args) => add::add(dir, args),
         HookAction::Remove { name } => add::remove(dir, name),
+        HookAction::InstallAdapter(args) => super::adapters::adapters(args),
         HookAction::Test { name } => test::test(listing(loaded)?, &settings.paths.run, name.as_deref()).await,
     }
 }

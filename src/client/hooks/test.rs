@@ -39,9 +39,7 @@ pub async fn test(listing: hook::Listing, run: &Path, name: Option<&str>) -> Res
     }
     let tried = try_all(&chosen, environment).await;
     match fs::remove_dir_all(&staging) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            return Err(Failure::io(format!("remove {}", staging.display()), &e));
-        }
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Failure::io(format!("remove {}", staging.display()), &e)),
         Ok(()) | Err(_) => Ok(tested(&tried, chosen.len())),
     }
 }

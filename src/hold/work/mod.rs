@@ -83,8 +83,8 @@ pub struct Work<'a> {
     devices: Vec<Vec<Dev>>,
     levels: Vec<Vec<usize>>,
     achieved: Achieved,
-    /// all file systems froze
-    frozen: bool,
+    /// all of ours is held: databases, and the file systems, unless the caller freezes those
+    all_held: bool,
     /// writers go on until then, whatever is ready
     not_before: Instant,
     /// CLOCK_MONOTONIC from which on writers may have waited
@@ -120,7 +120,7 @@ impl<'a> Work<'a> {
             devices: Vec::new(),
             levels: Vec::new(),
             achieved: Achieved::default(),
-            frozen: false,
+            all_held: false,
             not_before,
             stalled: None,
             waited: None,

@@ -20,7 +20,7 @@ use crate::{
     hold::{
         Refusal, RefusalKind,
         end::End,
-        plan::{Achieved, problem},
+        plan::{Achieved, caller_freezes, problem},
         record::{Records, Told},
         survey::{self, Look, Survey, in_a_thread},
     },
@@ -89,7 +89,18 @@ impl Work<'_> {
     /// Takes over what the survey found; refuses what it refuses.
     fn adopt(&mut self, survey: Survey) -> Result<Vec<warden::Target>, End> {
         let Survey {
-            guest, facts, plan, hooks, databases, steps, problems, refusals, expected, without_receipt, ..
+            guest,
+            facts,
+            plan,
+            hooks,
+            databases,
+            steps,
+            problems,
+            refusals,
+            expected,
+            writes_receipts,
+            without_receipt,
+            ..
         } = survey;
         self.publisher.edit(|report| {
             report.steps = steps;
@@ -116,10 +127,11 @@ impl Work<'_> {
             return Err(End::refused(first.about(&self.id)));
         }
         self.hooks = hooks;
-        self.levels = plan.levels;
+        // guardians then only write back: what the caller froze is neither frozen nor thawed by them
+        let ours = !caller_freezes(&self.spec);
+        self.levels = if ours { plan.levels } else { Vec::new() };
         self.achieved = Achieved { claims: Vec::new(), required_hooks: 0, ..expected };
-        let wanted = self.settings.receipt.enabled && !self.spec.rehearsal;
-        self.records = Records::new(&self.id, &self.surroundings, wanted);
+        self.records = Records::new(&self.id, &self.surroundings, writes_receipts);
         let report = self.publisher.current().unwrap_or_default();
         let told = Told::new(&report);
         let targets: Vec<_> = plan
@@ -147,14 +159,16 @@ impl Work<'_> {
                     open_at,
                     namespace: superblock.namespace,
                     uuid: facts.uuid,
-                    freeze: planned.freeze,
+                    freeze: planned.freeze && ours,
                     receipt,
                 })
             })
             .collect();
-        let leaves =
-            plan.targets.iter().flat_map(|planned| guest.disks.leaves(guest.superblocks[planned.superblock].dev));
-        let disks: BTreeSet<_> = leaves.filter_map(|leaf| Some(guest.disks.disk(leaf)?.name.clone())).collect();
+        let disks: BTreeSet<String> = plan
+            .targets
+            .iter()
+            .flat_map(|planned| disks_of(&guest.disks, guest.superblocks[planned.superblock].dev))
+            .collect();
         self.settle_hooks(disks.into_iter().collect())?;
         Ok(targets)
     }
@@ -332,4 +346,13 @@ fn unprepared(error: &PrepareError) -> Refusal {
         PrepareError::Guard { .. } => ("MOUNT_UNUSABLE", "see `ulimit -u` and the memory left"),
     };
     Refusal::new(RefusalKind::FailedPrecondition, reason, error.to_string()).hint(hint)
+}
+
+/// The names of the disks under a file system: those at the bottom, or what it is mounted from if they are not seen.
+fn disks_of(disks: &disks::BlockGraph, superblock: Dev) -> Vec<String> {
+    let names = |devs: Vec<Dev>| -> Vec<String> {
+        devs.into_iter().filter_map(|dev| Some(disks.disk(dev)?.name.clone())).collect()
+    };
+    let bottom = names(disks.leaves(superblock));
+    if bottom.is_empty() { names(disks.members(superblock)) } else { bottom }
 }

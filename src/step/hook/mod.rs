@@ -26,9 +26,9 @@ use std::{
 };
 
 pub use list::{Listing, SwitchedOn, ignored, list};
-pub use run::{Held, run, run_signed};
+pub use run::{Held, environment, run, run_signed};
 pub use settings::Settings;
-pub use usable::interpreter as startable;
+pub use usable::{Started, guarded, interpreter as startable, usable};
 pub use user::User;
 
 use crate::proto;

@@ -64,7 +64,7 @@ pub async fn run_signed(
         (Phase::Thaw, Held::Never) => &hook.calls.failed,
     };
     let Some(call) = call.clone() else { return Ok(None) };
-    let all = whole(hook.user.as_ref(), hook.limit, environment);
+    let all = self::environment(hook.user.as_ref(), hook.limit, environment);
     let (user, limit) = (hook.user.as_ref().map(|user| user.ids.clone()), hook.limit);
     let name = || hook.name.clone();
     let statuses = hook.statuses;
@@ -109,8 +109,8 @@ fn again(call: &Call, statuses: Statuses, told: Told<'_>, limit: Duration) -> io
     let mut left = call.retries;
     loop {
         let Told { user, environment, stop, pen } = told;
-        let start = Start { program: &call.program, arguments: &arguments, environment, user, signs: pen };
-        let outcome = process::run(start, limit.saturating_sub(monotonic() - begun), stop)?;
+        let start = Start { program: &call.program, arguments: &arguments, environment, input: None, user };
+        let outcome = process::run_signed(start, limit.saturating_sub(monotonic() - begun), stop, pen)?;
         let spent = monotonic() - begun;
         let failed = match outcome.status {
             process::Status::Exited(code) => statuses.judge(Phase::Freeze, code).is_err(),
@@ -124,8 +124,8 @@ fn again(call: &Call, statuses: Statuses, told: Told<'_>, limit: Duration) -> io
     }
 }
 
-/// What a hook sees: a small defined environment, when it will be ended, and what the hold says.
-fn whole(user: Option<&User>, limit: Duration, hold: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+/// What a hook or reporter sees: a small defined environment, when it will be ended, and what the hold says.
+pub fn environment(user: Option<&User>, limit: Duration, hold: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let (name, home) = user.map_or(("root", "/root".into()), |user| (user.name.as_str(), user.home.to_string_lossy()));
     // no clock of ours is involved in ending it: this one is for the script's `date +%s`
     let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + limit;
