@@ -557,6 +557,20 @@ mod tests {
     }
 
     #[test]
+    fn a_program_of_somebody_lost_is_waited_for_and_at_its_limit_ended_with_its_group() {
+        let start = |seconds: &str| {
+            let mut child = Command::new("sh").args(["-c", &format!("sleep {seconds}; :")]).process_group(0).spawn();
+            let child = child.as_mut().expect("sh");
+            let pid = child.id().cast_signed();
+            (Identity::of(pid).expect("it has not been reaped"), monotonic())
+        };
+        let (brief, begun) = start("0.2");
+        assert!(outlast(brief, LONG) && monotonic() - begun < LONG / 2, "it ends by itself");
+        let (long, begun) = start("300");
+        assert!(outlast(long, Duration::from_millis(100)) && monotonic() - begun < GRACE, "TERM ends it");
+    }
+
+    #[test]
     fn a_stopped_script_does_not_hang_us() {
         let out = run_script("kill -STOP $$", Duration::from_millis(200));
         assert_eq!(out.status, Status::TimedOut);
