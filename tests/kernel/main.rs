@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "the tests with virtual machines use the rest of it")]
 mod lab;
 
+mod adapters;
 mod bad_input;
 mod claims;
 mod coexistence;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         bad_input::FACTS,
         claims::FACTS,
         coexistence::FACTS,
+        adapters::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
         undo::FACTS,
