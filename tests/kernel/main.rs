@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "the tests with virtual machines use the rest of it")]
 mod lab;
 
+mod adapters;
 mod bad_input;
 mod claims;
 mod coexistence;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         claims::FACTS,
         coexistence::FACTS,
         conventions::FACTS,
+        adapters::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
         hooks::order::FACTS,

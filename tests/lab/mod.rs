@@ -15,6 +15,7 @@
 //! A fact panics to fail, and calls [`Lab::skip`] when it cannot be run here. What is noticed too late to panic (in a
 //! `Drop`) is noted with [`Lab::trouble`] and fails the fact at its end.
 
+pub mod adapter;
 pub mod daemon;
 pub mod database;
 pub mod disk;
