@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         lets_go::FACTS,
         grpc_rules::FACTS,
         guest_agent::FACTS,
+        ready::containers::FACTS,
         ready::mail::FACTS,
         ready::redis::FACTS,
         receipts::FACTS,

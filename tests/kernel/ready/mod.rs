@@ -1,6 +1,7 @@
 //! Promise: the hooks and reporters that are shipped ready-made in `hooks/` do what their first lines say, with the real
 //! servers where Debian has them. The scripts run as shipped, only the list at their top is another.
 
+pub mod containers;
 pub mod mail;
 pub mod redis;
 
