@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         ready::etcd::FACTS,
         ready::mail::FACTS,
         ready::redis::FACTS,
+        ready::sqlite::FACTS,
         receipts::FACTS,
         reports::FACTS,
         snapshots::FACTS,

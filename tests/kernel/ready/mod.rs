@@ -5,6 +5,7 @@ pub mod containers;
 pub mod etcd;
 pub mod mail;
 pub mod redis;
+pub mod sqlite;
 
 use std::{
     fs,
