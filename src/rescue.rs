@@ -31,7 +31,7 @@ use crate::{
     warden::{
         Reason, Thawed,
         entry::{Entry, State},
-        marker::{Marker, Phase, StartedHook},
+        marker::{Begins, LastRun, Marker, Phase, StartedHook},
         papers::{DIRECTORY, STATE},
         rcu, takeover,
         target::mounts,
@@ -78,6 +78,8 @@ pub enum Problem {
     HookStart { name: String, source: io::Error },
     #[error("thaw with the hook {name}: {}", status_text(*status))]
     Hook { name: String, status: Status },
+    #[error("know how the hook {name} thawed: it had begun when the daemon was lost, and runs only once")]
+    HookBegun { name: String },
     #[error("restore /sys/kernel/rcu_expedited: {0}")]
     Tunable(io::Error),
 }
@@ -401,6 +403,19 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
             marker.hook_undone(&name); // it has nothing to undo
             continue;
         }
+        match marker.last_run(&name) {
+            Some(LastRun { of: Begins::Undo, begun, process }) => {
+                // it runs once: whoever began it is lost, and with them how it ended
+                let left = limit.saturating_sub(clock::boottime().saturating_sub(begun));
+                outlast(process, left, rescued);
+                rescued.problems.push(Problem::HookBegun { name: name.clone() });
+                marker.hook_undone(&name);
+                continue;
+            }
+            // a phase that nobody waits for any more is ended first
+            Some(LastRun { of: Begins::Phase, process, .. }) => outlast(process, Duration::ZERO, rescued),
+            None => {}
+        }
         let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + limit;
         all.insert("HOLDSTILL_TIMEOUT_SECONDS".to_owned(), limit.as_secs().to_string());
         all.insert("HOLDSTILL_DEADLINE".to_owned(), ends.as_secs().to_string());
@@ -410,14 +425,22 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
             environment.extend(words.map(|(name, value)| (name.to_owned(), value.clone())));
         }
         let arguments = if held { &thaw } else { &failed };
+        let signs = marker.pen(&name, Begins::Undo);
         let ids = user.as_ref().map(|user| &user.ids);
         let start = Start { program: &program, arguments, environment: &environment, input: None, user: ids };
-        match process::run(start, limit, None) {
+        match process::run_signed(start, limit, None, signs.as_ref()) {
             Ok(outcome) if outcome.status == Status::Exited(0) => {}
             Ok(outcome) => rescued.problems.push(Problem::Hook { name: name.clone(), status: outcome.status }),
             Err(source) => rescued.problems.push(Problem::HookStart { name: name.clone(), source }),
         }
         marker.hook_undone(&name);
         rescued.hooks.push(name);
+    }
+}
+
+/// Waits for a program whose daemon is lost, and ends it after `left`.
+fn outlast(program: Option<Identity>, left: Duration, rescued: &mut Rescued) {
+    if let Some(program) = program.filter(|program| !process::outlast(*program, left)) {
+        rescued.problems.push(Problem::Unkillable { pid: program.pid });
     }
 }

@@ -38,7 +38,11 @@ use nix::{
     unistd::{Pid, getpgid},
 };
 
-use super::clock::monotonic;
+use super::{
+    clock::monotonic,
+    family::{self, Identity},
+    table::Pen,
+};
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,11 +116,19 @@ pub struct User {
 /// It could not be started (execve(2)), or not as that user (setgroups(2), setgid(2), setuid(2)), or there is no memory for
 /// its input.
 pub fn run(start: Start<'_>, limit: Duration, stop: Option<&Stop>) -> io::Result<Outcome> {
+    run_signed(start, limit, stop, None)
+}
+
+/// As [`run`]; with `pen` the program writes itself down before it begins.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_signed(start: Start<'_>, limit: Duration, stop: Option<&Stop>, pen: Option<&Pen>) -> io::Result<Outcome> {
     let started = monotonic();
     let (reader, writer) = io::pipe()?;
     set_nonblocking(&reader)?;
     let mut output = Tail { reader: Some(reader), kept: Vec::new() };
-    let program = Program::start(start, writer)?;
+    let program = Program::start(start, pen, writer)?;
 
     let mut ended = program.wait(&mut output, started + limit, stop);
     let in_time = ended;
@@ -180,7 +192,7 @@ struct Program {
 }
 
 impl Program {
-    fn start(start: Start<'_>, output: io::PipeWriter) -> io::Result<Program> {
+    fn start(start: Start<'_>, pen: Option<&Pen>, output: io::PipeWriter) -> io::Result<Program> {
         let mut command = Command::new(start.program);
         command.args(start.arguments).env_clear().envs(start.environment).current_dir("/").process_group(0);
         let input = start.input.map(in_memory).transpose()?.map_or_else(Stdio::null, Stdio::from);
@@ -192,6 +204,16 @@ impl Program {
             // JUSTIFICATION: std's own uid() comes before what `settle` does, which then would need root's rights.
             // SAFETY: only async-signal-safe calls, on memory allocated before the fork.
             unsafe { command.pre_exec(move || become_user(&user)) };
+        }
+        if let Some(pen) = pen.cloned() {
+            // JUSTIFICATION: only the program itself can say that it runs before it does.
+            // SAFETY: atomic stores into memory that is mapped, and system calls.
+            unsafe {
+                command.pre_exec(move || {
+                    pen.sign();
+                    Ok(())
+                })
+            };
         }
         let mut child = command.spawn()?;
         drop(command); // and with it our ends of the pipe
@@ -226,13 +248,7 @@ impl Program {
     }
 
     fn signal(&self, signal: Signal) {
-        let program = Pid::from_raw(self.child.id().cast_signed());
-        // ESRCH: the group is gone, which is what we want.
-        let _ = killpg(program, signal);
-        // it may have moved to another group
-        if getpgid(Some(program)) != Ok(program) {
-            let _ = kill(program, signal);
-        }
+        signal_all(Pid::from_raw(self.child.id().cast_signed()), signal);
     }
 
     fn reap(mut self) -> io::Result<ExitStatus> {
@@ -243,6 +259,32 @@ impl Program {
     fn reap_later(mut self) {
         std::thread::spawn(move || self.child.wait());
     }
+}
+
+/// To a program that has not been reaped, and its group.
+fn signal_all(program: Pid, signal: Signal) {
+    // ESRCH: the group is gone, which is what we want.
+    let _ = killpg(program, signal);
+    // it may have moved to another group
+    if getpgid(Some(program)) != Ok(program) {
+        let _ = kill(program, signal);
+    }
+}
+
+/// Waits for a program that another process of ours started and cannot wait for any more; at the limit it is ended as
+/// [`run`] does it. Nobody learns its exit status. `false`: it still lives.
+pub fn outlast(program: Identity, limit: Duration) -> bool {
+    let Some(pidfd) = program.pidfd() else { return true };
+    let pid = Pid::from_raw(program.pid);
+    family::died_within(&pidfd, limit)
+        || {
+            signal_all(pid, Signal::SIGTERM);
+            family::died_within(&pidfd, GRACE)
+        }
+        || {
+            signal_all(pid, Signal::SIGKILL);
+            family::died_within(&pidfd, DRAIN)
+        }
 }
 
 /// Runs in the child, between fork and exec.

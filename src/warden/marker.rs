@@ -19,9 +19,12 @@ use std::{
         fs::{OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::atomic::{
-        AtomicU32, AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -36,7 +39,7 @@ use crate::sys::{
     clock,
     family::{Doing, Identity},
     process::User,
-    table::{self, Table},
+    table::{self, Pen, Table},
 };
 
 /// How many file systems and hooks one hold can have.
@@ -64,6 +67,12 @@ const HOOK_THAW: (usize, usize) = (1280, 1024);
 const HOOK_FAILED: (usize, usize) = (2304, 1024);
 const HOOK_HOME: (usize, usize) = (3328, 512); // the user's name, and after a zero the home
 const HOOK_COUNTS: usize = 3840; // how many arguments each of the two vectors has
+const HOOK_RUN: usize = 3856; // when its last run began, and its pid: written by that itself
+
+// how far a hook is; 0: none
+const STARTED: u32 = 1;
+const UNDONE: u32 = 2;
+const UNDO_BEGUN: u32 = 3;
 
 /// How many supplementary groups of a hook's user are known to whoever undoes it.
 const MOST_GROUPS: usize = 64;
@@ -71,7 +80,7 @@ const MOST_GROUPS: usize = 64;
 /// The mapped table.
 #[derive(Debug)]
 pub struct Marker {
-    table: Table,
+    table: Arc<Table>,
     file: File,
 }
 
@@ -155,6 +164,23 @@ pub struct HookUser {
     pub name: String,
     pub home: String,
     pub ids: User,
+}
+
+/// What a hook is about to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    Phase,
+    Undo,
+}
+
+/// The last run of a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRun {
+    pub of: Begins,
+    /// CLOCK_BOOTTIME
+    pub begun: Duration,
+    /// while it lives
+    pub process: Option<Identity>,
 }
 
 impl StartedHook {
@@ -248,7 +274,7 @@ impl Marker {
 
     fn of(file: File) -> io::Result<Marker> {
         let table = Table::map(&file, NonZeroUsize::new(LENGTH).expect("the table has a length"))?;
-        Ok(Marker { table, file })
+        Ok(Marker { table: Arc::new(table), file })
     }
 
     /// Written since this machine booted?
@@ -346,14 +372,37 @@ impl Marker {
             self.put(at(HOOK_HOME), format!("{}\0{}", user.name, user.home).as_bytes());
         }
         self.table.u64(base + 8).store(nanos(hook.limit), Relaxed);
-        self.hook(slot).store(1, Release);
+        self.hook(slot).store(STARTED, Release);
         Ok(())
+    }
+
+    /// What a run of this hook writes itself down with; `None`: it was never started.
+    pub fn pen(&self, name: &str, begins: Begins) -> Option<Pen> {
+        let (slot, _) = self.started().find(|(_, hook)| hook.name == name)?;
+        let base = HOOKS_AT + slot * HOOK_SIZE;
+        let state = match begins {
+            Begins::Phase => None,
+            Begins::Undo => Some((base, UNDO_BEGUN)),
+        };
+        Some(Pen { table: Arc::clone(&self.table), at: base + HOOK_RUN, state })
+    }
+
+    /// `None`: nothing of it ever ran.
+    pub fn last_run(&self, name: &str) -> Option<LastRun> {
+        let (slot, _) = self.started().find(|(_, hook)| hook.name == name)?;
+        let base = HOOKS_AT + slot * HOOK_SIZE;
+        let of = if self.hook(slot).load(Acquire) == UNDO_BEGUN { Begins::Undo } else { Begins::Phase };
+        let pid = self.table.u32(base + HOOK_RUN + 8).load(Acquire).cast_signed();
+        let begun = Duration::from_nanos(self.table.u64(base + HOOK_RUN).load(Acquire));
+        // whoever got the same pid later began later
+        let same = |process: &Identity| process.began_by(begun) && process.doing() != Doing::Dead;
+        (pid > 0).then(|| LastRun { of, begun, process: Identity::of(pid).filter(same) })
     }
 
     /// Its `thaw` has run, with whatever result.
     pub fn hook_undone(&self, name: &str) {
         for (slot, _) in self.started().filter(|(_, hook)| hook.name == name) {
-            self.hook(slot).store(2, Release);
+            self.hook(slot).store(UNDONE, Release);
         }
     }
 
@@ -364,7 +413,7 @@ impl Marker {
 
     fn started(&self) -> impl Iterator<Item = (usize, StartedHook)> {
         let used = (0..MOST_HOOKS).take_while(|&slot| self.hook(slot).load(Acquire) != 0);
-        used.filter(|&slot| self.hook(slot).load(Acquire) == 1).map(|slot| (slot, self.started_hook(slot)))
+        used.filter(|&slot| self.hook(slot).load(Acquire) != UNDONE).map(|slot| (slot, self.started_hook(slot)))
     }
 
     fn started_hook(&self, slot: usize) -> StartedHook {

@@ -17,7 +17,7 @@ use crate::{
     proto::{self, ReleaseReason, Severity, StepOutcome},
     step::hook::{self, Hook},
     sys::process::Stop,
-    warden::marker::{HookUser, StartedHook},
+    warden::marker::{Begins, HookUser, StartedHook},
 };
 
 impl Work<'_> {
@@ -69,10 +69,10 @@ impl Work<'_> {
         let environment = self.environment(phase, None);
         let stop = Stop::new().map_err(|error| End::failed(format!("start {name}: {error}"), ""))?;
         let (task_hook, task_stop) = (hook.clone(), stop.clone());
-        let task =
-            tokio::spawn(
-                async move { hook::run(&task_hook, phase, hook::Held::Yes, &environment, Some(task_stop)).await },
-            );
+        let pen = self.warden.marker().pen(&hook.name, Begins::Phase);
+        let task = tokio::spawn(async move {
+            hook::run_signed(&task_hook, phase, hook::Held::Yes, &environment, Some(task_stop), pen).await
+        });
         let running = self.undos.iter_mut().find_map(|undo| match undo {
             Undo::Hook { index: at, running } if *at == index => Some(running),
             Undo::Hook { .. } | Undo::Sessions | Undo::Guards | Undo::Databases | Undo::Filesystems => None,
@@ -174,7 +174,8 @@ impl Work<'_> {
         self.tell_hooks(hook::Phase::Thaw);
         let environment = self.environment(hook::Phase::Thaw, Some(end.reason));
         let held = if self.warden.marker().was_held() { hook::Held::Yes } else { hook::Held::Never };
-        let result = hook::run(&hook, hook::Phase::Thaw, held, &environment, None).await;
+        let pen = self.warden.marker().pen(&hook.name, Begins::Undo);
+        let result = hook::run_signed(&hook, hook::Phase::Thaw, held, &environment, None, pen).await;
         self.warden.marker().hook_undone(&hook.name);
         let took = match &result {
             Ok(ran) => ran.as_ref().map(|ran| ran.took),

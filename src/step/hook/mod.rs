@@ -26,7 +26,7 @@ use std::{
 };
 
 pub use list::{Listing, SwitchedOn, ignored, list};
-pub use run::{Held, environment, run};
+pub use run::{Held, environment, run, run_signed};
 pub use settings::Settings;
 pub use usable::{Started, guarded, interpreter as startable, usable};
 pub use user::User;

@@ -12,6 +12,7 @@ use crate::{
     sys::{
         clock::monotonic,
         process::{self, Start, Stop},
+        table::Pen,
     },
 };
 
@@ -41,6 +42,21 @@ pub async fn run(
     environment: &BTreeMap<String, String>,
     stop: Option<Stop>,
 ) -> Result<Option<Ran>, Error> {
+    run_signed(hook, phase, held, environment, stop, None).await
+}
+
+/// As [`run`]; with `pen` it writes itself down where others find it should we be lost.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_signed(
+    hook: &Hook,
+    phase: Phase,
+    held: Held,
+    environment: &BTreeMap<String, String>,
+    stop: Option<Stop>,
+    pen: Option<Pen>,
+) -> Result<Option<Ran>, Error> {
     let call = match (phase, held) {
         (Phase::Prepare, _) => &hook.calls.prepare,
         (Phase::Freeze, _) => &hook.calls.freeze,
@@ -52,11 +68,13 @@ pub async fn run(
     let (user, limit) = (hook.user.as_ref().map(|user| user.ids.clone()), hook.limit);
     let name = || hook.name.clone();
     let statuses = hook.statuses;
-    let (outcome, took) =
-        tokio::task::spawn_blocking(move || again(&call, statuses, user.as_ref(), &all, limit, stop.as_ref()))
-            .await
-            .map_err(|_| Error::Panicked { name: name() })?
-            .map_err(|source| Error::Start { name: name(), source })?;
+    let (outcome, took) = tokio::task::spawn_blocking(move || {
+        let told = Told { user: user.as_ref(), environment: &all, stop: stop.as_ref(), pen: pen.as_ref() };
+        again(&call, statuses, told, limit)
+    })
+    .await
+    .map_err(|_| Error::Panicked { name: name() })?
+    .map_err(|source| Error::Start { name: name(), source })?;
 
     let (exit_code, signal) = match outcome.status {
         process::Status::Exited(code) => (Some(code), None),
@@ -75,21 +93,24 @@ pub async fn run(
     }
 }
 
+/// What each of its runs has in common.
+#[derive(Clone, Copy)]
+struct Told<'a> {
+    user: Option<&'a process::User>,
+    environment: &'a BTreeMap<String, String>,
+    stop: Option<&'a Stop>,
+    pen: Option<&'a Pen>,
+}
+
 /// Runs it, and again as often as its convention says, all within `limit`. With how long that took in all.
-fn again(
-    call: &Call,
-    statuses: Statuses,
-    user: Option<&process::User>,
-    environment: &BTreeMap<String, String>,
-    limit: Duration,
-    stop: Option<&Stop>,
-) -> io::Result<(process::Outcome, Duration)> {
+fn again(call: &Call, statuses: Statuses, told: Told<'_>, limit: Duration) -> io::Result<(process::Outcome, Duration)> {
     let begun = monotonic();
     let arguments = call.arguments();
     let mut left = call.retries;
     loop {
+        let Told { user, environment, stop, pen } = told;
         let start = Start { program: &call.program, arguments: &arguments, environment, input: None, user };
-        let outcome = process::run(start, limit.saturating_sub(monotonic() - begun), stop)?;
+        let outcome = process::run_signed(start, limit.saturating_sub(monotonic() - begun), stop, pen)?;
         let spent = monotonic() - begun;
         let failed = match outcome.status {
             process::Status::Exited(code) => statuses.judge(Phase::Freeze, code).is_err(),
