@@ -6,7 +6,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
-use crate::{error, proto};
+use crate::{
+    error, proto,
+    step::hook::{Phase, convention::Convention},
+};
 use endpoint::Endpoint;
 
 /// Makes this machine hold still for the instant its disks are snapshotted
@@ -76,6 +79,9 @@ pub enum Verb {
     Verify(Verify),
     /// Let go of whatever a dead daemon left held
     Rescue(Rescue),
+    /// Answer another agent as it expects to be answered; what `hooks install-adapter` installs calls it
+    #[command(hide = true)]
+    Adapter(Adapter),
     /// The process a command of `run` waits in; started by it
     #[command(hide = true)]
     Gate(Gate),
@@ -123,6 +129,11 @@ pub struct Spec {
     /// A disk that will be in the snapshot: /dev/NAME, serial=…, wwn=…, pci=… or nguid=… (repeatable)
     #[arg(long, value_name = "DISK", value_parser = disk)]
     pub disk: Vec<proto::DiskSelector>,
+
+    /// The caller freezes the file systems itself, once this has returned, and thaws them before it lets go: hold databases
+    /// and hooks only, and claim no more
+    #[arg(long)]
+    pub caller_freezes: bool,
 
     /// When the copy of database logs is taken
     #[arg(long, value_name = "WHEN")]
@@ -224,31 +235,130 @@ pub struct Hooks {
     pub action: HookAction,
 }
 
+/// What to add, and its settings.
+#[derive(Debug, Default, Args)]
+pub struct AddHook {
+    /// The script; with --convention where that agent's scripts are [default: where it keeps them]
+    #[arg(required_unless_present = "convention")]
+    pub file: Option<PathBuf>,
+    /// Its name there, e.g. 10-orders [default: the file's own, without .sample]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The number its name begins with: hooks run in the order of their names
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=99))]
+    pub order: Option<u8>,
+    /// How long one phase may take [default: [hooks] timeout]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// A failure fails the hold [default, but for some conventions]
+    #[arg(long, conflicts_with = "optional")]
+    pub required: bool,
+    /// A failure lowers the level, and is said
+    #[arg(long)]
+    pub optional: bool,
+    /// Whom it runs as [default: root]
+    #[arg(long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// A phase it takes part in: prepare, freeze. May be given more than once; thaw comes always [default: freeze]
+    #[arg(long = "phase", value_name = "PHASE", value_parser = phase, conflicts_with = "convention")]
+    pub phases: Vec<Phase>,
+    /// The scripts are another agent's: qemu, vmware, vmware-legacy, nutanix, google, azure or aws-dlm
+    #[arg(long, value_name = "NAME", value_parser = convention)]
+    pub convention: Option<Convention>,
+    /// What VMware's tools.conf calls scriptArg
+    #[arg(long, value_name = "TEXT", requires = "convention")]
+    pub argument: Option<String>,
+    /// Replace one of the same name
+    #[arg(long)]
+    pub force: bool,
+}
+
+fn phase(text: &str) -> Result<Phase, String> {
+    let all = [Phase::Prepare, Phase::Freeze, Phase::Thaw];
+    all.into_iter().find(|phase| phase.as_str() == text).ok_or_else(|| "there are prepare, freeze and thaw".to_owned())
+}
+
+fn convention(text: &str) -> Result<Convention, String> {
+    Convention::named(text).ok_or_else(|| {
+        let names: Vec<&str> = Convention::ALL.iter().map(|known| known.as_str()).collect();
+        format!("there are {}", names.join(", "))
+    })
+}
+
 #[derive(Debug, Subcommand)]
 pub enum HookAction {
     /// List what will run, in order, and what is ignored
     List,
-    /// Copy a script into the hooks directory
-    Add {
-        /// The script
-        file: PathBuf,
-        /// Its name there, e.g. 10-orders [default: the file's own]
-        #[arg(long)]
-        name: Option<String>,
-        /// Replace one of the same name
-        #[arg(long)]
-        force: bool,
-    },
-    /// Delete a script, and its settings, from the hooks directory
+    /// Copy a script into the hooks directory, or switch on scripts written for another agent
+    Add(AddHook),
+    /// Delete a script, and its settings, from the hooks directory; other agents' scripts are only switched off
     Remove {
         /// Its name, e.g. 10-orders
         name: String,
     },
+    /// Let another agent that makes the snapshots drive holdstill: put an adapter where it looks for scripts
+    InstallAdapter(InstallAdapter),
     /// Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else
     Test {
         /// Its name, e.g. 10-orders
         name: Option<String>,
     },
+}
+
+/// `hooks install-adapter`.
+#[derive(Debug, Clone, Args)]
+pub struct InstallAdapter {
+    /// Which agent
+    #[arg(required_unless_present = "list")]
+    pub name: Option<Adapted>,
+    /// List the adapters there are, and which of them are installed
+    #[arg(long, conflicts_with_all = ["name", "remove", "force"])]
+    pub list: bool,
+    /// Remove it again
+    #[arg(long)]
+    pub remove: bool,
+    /// Take the place of what is there already
+    #[arg(long)]
+    pub force: bool,
+    /// Of a machine mounted here
+    #[arg(long, value_name = "DIR", default_value = "/")]
+    pub root: PathBuf,
+}
+
+/// What another agent's adapter asks.
+#[derive(Debug, Args)]
+pub struct Adapter {
+    #[command(flatten)]
+    pub spec: Spec,
+    /// What to answer if nothing could be held
+    #[arg(long, value_enum, default_value = "fail")]
+    pub if_not_held: IfNotHeld,
+    /// Who asks
+    pub agent: Adapted,
+    /// What it asks, in its own words
+    pub word: String,
+    /// What it says besides
+    pub argument: Option<String>,
+}
+
+/// An agent with an adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Adapted {
+    QemuGa,
+    Vmware,
+    Nutanix,
+    Google,
+    Azure,
+    AwsDlm,
+    Velero,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum IfNotHeld {
+    /// that it failed
+    Fail,
+    /// that it may go on: its snapshot is as after a power cut
+    GoOn,
 }
 
 #[derive(Debug, Args)]
@@ -319,6 +429,11 @@ impl Spec {
             rehearsal: false,
             label: self.label.clone().unwrap_or_default(),
             quiesce_timeout: duration(self.quiesce),
+            freeze_by: match self.caller_freezes {
+                false => proto::FreezeBy::Unspecified,
+                true => proto::FreezeBy::Caller,
+            }
+            .into(),
         }
     }
 }
@@ -397,7 +512,8 @@ impl Verb {
             Verb::Verify(_) => Some("verify"),
             Verb::Rescue(_) => Some("rescue"),
             Verb::Gate(_) => Some("gate"),
-            Verb::Check(_)
+            Verb::Adapter(_)
+            | Verb::Check(_)
             | Verb::Freeze(_)
             | Verb::Thaw(_)
             | Verb::Extend(_)

@@ -97,6 +97,7 @@ pub fn serve(settings: Settings, notes: &[String], config_file: Option<PathBuf>)
         .map_err(Error::Runtime)?;
     // the driver stays on this thread: its phases borrow from it
     let result = LocalSet::new().block_on(&runtime, run(settings, history, config_file));
+    crate::telemetry::settle(std::time::Duration::from_secs(1));
     // a thread stuck on a dead device must not keep us from ending
     runtime.shutdown_background();
     result

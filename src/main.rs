@@ -39,6 +39,7 @@ fn dispatch(global: &cli::Global, verb: Verb) -> u8 {
         Verb::Receipt(args) => told(testimony::receipt(&args), global.json),
         Verb::Verify(args) => told(testimony::verify(&args), global.json),
         Verb::Hooks(args) => told(hooks(&args), global.json),
+        Verb::Adapter(args) => asking(client::adapter::answer(global, args)),
         Verb::Run(args) => asking(run::run(&client::daemon(global), &args)),
         Verb::Check(args) => told(asking(client::check(&client::daemon(global), &args)), global.json),
         Verb::Freeze(spec) => told(asking(client::freeze(&client::daemon(global), &spec)), global.json),

@@ -4,15 +4,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsStr,
     fmt, fs, io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{ffi::OsStrExt, fs::FileExt},
+        unix::fs::FileExt,
     },
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering::SeqCst},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use nix::{
@@ -27,12 +26,12 @@ use crate::{
         clock,
         family::{self, Child, Doing, Identity},
         files,
-        process::{self, Status},
+        process::{self, Start, Status},
     },
     warden::{
         Reason, Thawed,
         entry::{Entry, State},
-        marker::{Marker, Phase, StartedHook},
+        marker::{Begins, LastRun, Marker, Phase, StartedHook},
         papers::{DIRECTORY, STATE},
         rcu, takeover,
         target::mounts,
@@ -79,6 +78,8 @@ pub enum Problem {
     HookStart { name: String, source: io::Error },
     #[error("thaw with the hook {name}: {}", status_text(*status))]
     Hook { name: String, status: Status },
+    #[error("know how the hook {name} thawed: it had begun when the daemon was lost, and runs only once")]
+    HookBegun { name: String },
     #[error("restore /sys/kernel/rcu_expedited: {0}")]
     Tunable(io::Error),
 }
@@ -375,8 +376,13 @@ fn write_state(root: &OwnedFd, released: &[u8]) -> io::Result<()> {
 }
 
 fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &mut Rescued) {
-    let defaults =
-        [("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), ("HOME", "/root"), ("LANG", "C")];
+    let defaults = [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOME", "/root"),
+        ("USER", "root"),
+        ("LOGNAME", "root"),
+        ("LANG", "C.UTF-8"),
+    ];
     let own = [
         ("HOLDSTILL_PHASE", "thaw".to_owned()),
         ("HOLDSTILL_ID", marker.hold_id()),
@@ -385,18 +391,56 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
         ("HOLDSTILL_LABEL", String::new()),
         ("HOLDSTILL_REQUIRE", String::new()),
         ("HOLDSTILL_MOUNTS", String::new()),
+        ("HOLDSTILL_REPORT", String::new()),
         ("HOLDSTILL_MAX_HOLD_SECONDS", "0".to_owned()),
     ];
     let mut all: BTreeMap<String, String> = defaults.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     all.extend(environment.clone());
     all.extend(own.map(|(name, value)| (name.to_owned(), value)));
-    for StartedHook { name, path, limit, .. } in marker.hooks_not_undone().into_iter().rev() {
-        match process::run(&path, &[OsStr::from_bytes(b"thaw")], &all, limit) {
+    let held = marker.was_held();
+    for StartedHook { name, program, thaw, failed, limit, user } in marker.hooks_not_undone().into_iter().rev() {
+        if program.as_os_str().is_empty() {
+            marker.hook_undone(&name); // it has nothing to undo
+            continue;
+        }
+        match marker.last_run(&name) {
+            Some(LastRun { of: Begins::Undo, begun, process }) => {
+                // it runs once: whoever began it is lost, and with them how it ended
+                let left = limit.saturating_sub(clock::boottime().saturating_sub(begun));
+                outlast(process, left, rescued);
+                rescued.problems.push(Problem::HookBegun { name: name.clone() });
+                marker.hook_undone(&name);
+                continue;
+            }
+            // a phase that nobody waits for any more is ended first
+            Some(LastRun { of: Begins::Phase, process, .. }) => outlast(process, Duration::ZERO, rescued),
+            None => {}
+        }
+        let ends = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default() + limit;
+        all.insert("HOLDSTILL_TIMEOUT_SECONDS".to_owned(), limit.as_secs().to_string());
+        all.insert("HOLDSTILL_DEADLINE".to_owned(), ends.as_secs().to_string());
+        let mut environment = all.clone();
+        if let Some(user) = &user {
+            let words = [("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name)];
+            environment.extend(words.map(|(name, value)| (name.to_owned(), value.clone())));
+        }
+        let arguments = if held { &thaw } else { &failed };
+        let signs = marker.pen(&name, Begins::Undo);
+        let ids = user.as_ref().map(|user| &user.ids);
+        let start = Start { program: &program, arguments, environment: &environment, input: None, user: ids };
+        match process::run_signed(start, limit, None, signs.as_ref()) {
             Ok(outcome) if outcome.status == Status::Exited(0) => {}
             Ok(outcome) => rescued.problems.push(Problem::Hook { name: name.clone(), status: outcome.status }),
             Err(source) => rescued.problems.push(Problem::HookStart { name: name.clone(), source }),
         }
         marker.hook_undone(&name);
         rescued.hooks.push(name);
+    }
+}
+
+/// Waits for a program whose daemon is lost, and ends it after `left`.
+fn outlast(program: Option<Identity>, left: Duration, rescued: &mut Rescued) {
+    if let Some(program) = program.filter(|program| !process::outlast(*program, left)) {
+        rescued.problems.push(Problem::Unkillable { pid: program.pid });
     }
 }

@@ -1,6 +1,7 @@
 //! Tracing, buffered in memory while anything is frozen: our own log line must never wait for our own freeze.
 //!
-//! The daemon calls [`init`] once; the driver calls [`frozen`] before the first freeze and after the last thaw.
+//! The daemon calls [`init`] once; the driver calls [`frozen`] before the first freeze and after the last thaw, or
+//! [`let_out`] where the freeze is somebody else's, of which we don't know whether it has ended.
 
 use std::{
     collections::VecDeque,
@@ -53,6 +54,22 @@ pub fn frozen(frozen: bool) {
     }
 }
 
+/// As `frozen(false)`, but whatever the log lies on may still be frozen by somebody else: a thread of its own writes what was
+/// kept, so that nobody else waits. It ends with the last line, or when [`frozen`] is said again.
+pub fn let_out() {
+    if let Some(log) = LOG.get() {
+        log.let_out();
+    }
+}
+
+/// Gives what is let out a moment, before this process ends.
+pub fn settle(limit: Duration) {
+    let until = clock::monotonic() + limit;
+    while LOG.get().is_some_and(|log| log.state().letting_out) && clock::monotonic() < until {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 /// Who puts the time before a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Times {
@@ -62,13 +79,19 @@ enum Times {
 
 /// Where lines go: to the sink, or into memory.
 #[derive(Clone)]
-struct Log(Arc<Mutex<State>>);
-
-struct State {
+struct Log {
     times: Times,
-    sink: Box<dyn Write + Send>,
-    /// while frozen
+    state: Arc<Mutex<State>>,
+    /// locked after the state, or alone
+    sink: Arc<Mutex<Box<dyn Write + Send>>>,
+}
+
+#[derive(Default)]
+struct State {
+    frozen: bool,
+    /// while frozen, and while these are written by a thread of their own
     kept: Option<Kept>,
+    letting_out: bool,
 }
 
 #[derive(Default)]
@@ -80,34 +103,69 @@ struct Kept {
 
 impl Log {
     fn to(times: Times, sink: impl Write + Send + 'static) -> Self {
-        Log(Arc::new(Mutex::new(State { times, sink: Box::new(sink), kept: None })))
+        Log { times, state: Arc::default(), sink: Arc::new(Mutex::new(Box::new(sink))) }
     }
 
     /// A line half written by a thread that panicked is no reason to lose the next.
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn sink(&self) -> MutexGuard<'_, Box<dyn Write + Send>> {
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keep(&self) {
-        self.state().kept.get_or_insert_default();
+        let mut state = self.state();
+        state.frozen = true;
+        state.kept.get_or_insert_default();
+    }
+
+    /// What is being let out already stays with the thread that does it.
+    fn flush(&self) {
+        let mut state = self.state();
+        state.frozen = false;
+        if state.letting_out {
+            return;
+        }
+        let Some(mut kept) = state.kept.take() else { return };
+        while let Some(line) = kept.next(self.times) {
+            self.say(&line);
+        }
+    }
+
+    fn let_out(&self) {
+        let mut state = self.state();
+        state.frozen = false;
+        if state.kept.is_none() || state.letting_out {
+            return;
+        }
+        let log = self.clone();
+        // without a thread they stay where they are, until the next hold is over
+        state.letting_out = std::thread::Builder::new().name("log".into()).spawn(move || log.write_kept()).is_ok();
+    }
+
+    /// The state is never locked while a line is written.
+    fn write_kept(&self) {
+        loop {
+            let mut state = self.state();
+            let next = if state.frozen { None } else { state.kept.as_mut().and_then(|kept| kept.next(self.times)) };
+            let Some(line) = next else {
+                state.letting_out = false;
+                if !state.frozen {
+                    state.kept = None;
+                }
+                return;
+            };
+            drop(state);
+            self.say(&line);
+        }
     }
 
     /// There is nobody to tell that stderr is broken.
-    fn flush(&self) {
-        let mut state = self.state();
-        let Some(kept) = state.kept.take() else { return };
-        if kept.dropped > 0 {
-            let _ = writeln!(state.sink, "{} log lines from while frozen were dropped, the oldest first", kept.dropped);
-        }
-        let now = clock::monotonic();
-        for (at, line) in kept.lines {
-            if state.times == Times::Journald {
-                // journald stamps the line now, and it was said then
-                let _ = write!(state.sink, "[{:.3} s ago] ", now.saturating_sub(at).as_secs_f64());
-            }
-            let _ = state.sink.write_all(&line);
-        }
-        let _ = state.sink.flush();
+    fn say(&self, line: &[u8]) {
+        let mut sink = self.sink();
+        let _ = sink.write_all(line).and_then(|()| sink.flush());
     }
 }
 
@@ -122,6 +180,23 @@ impl Kept {
             self.dropped += 1;
         }
     }
+
+    /// The next line to write, the oldest first.
+    fn next(&mut self, times: Times) -> Option<Vec<u8>> {
+        if self.dropped > 0 {
+            let dropped = std::mem::take(&mut self.dropped);
+            let lines = format!("{dropped} log lines from while frozen were dropped, the oldest first\n");
+            return Some(lines.into_bytes());
+        }
+        let (at, line) = self.lines.pop_front()?;
+        self.bytes -= line.len();
+        if times == Times::Ours {
+            return Some(line);
+        }
+        // journald stamps the line now, and it was said then
+        let ago = format!("[{:.3} s ago] ", clock::monotonic().saturating_sub(at).as_secs_f64());
+        Some([ago.as_bytes(), &line].concat())
+    }
 }
 
 /// One whole line at a time, as tracing-subscriber's formatter writes.
@@ -130,7 +205,7 @@ impl Write for Log {
         let mut state = self.state();
         match &mut state.kept {
             Some(kept) => kept.push(line),
-            None => state.sink.write_all(line)?,
+            None => self.sink().write_all(line)?,
         }
         Ok(line.len())
     }
@@ -192,6 +267,43 @@ mod tests {
         let found: Vec<_> = ["before", "first", "second", "after"].map(|word| text.find(word).unwrap()).into();
         assert!(found.is_sorted(), "{text}");
         assert_eq!(text.lines().count(), 4, "{text}");
+    }
+
+    /// A disk that somebody else has frozen.
+    struct Frozen(Arc<Mutex<()>>, Sink);
+
+    impl Write for Frozen {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _thawed = self.0.lock();
+            self.1.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_is_let_out_onto_a_frozen_disk_keeps_nobody_waiting_and_comes_in_order() {
+        let (disk, sink) = (Arc::new(Mutex::new(())), Sink::default());
+        let mut log = Log::to(Times::Ours, Frozen(Arc::clone(&disk), sink.clone()));
+        log.keep();
+        log.write_all(b"held\n").unwrap();
+        let freeze = disk.lock().unwrap();
+        log.let_out();
+        log.let_out();
+        log.write_all(b"over\n").unwrap();
+        // the next hold begins and ends meanwhile
+        log.keep();
+        log.write_all(b"again\n").unwrap();
+        log.flush();
+        assert_eq!(sink.text(), "");
+        drop(freeze);
+        let until = clock::monotonic() + Duration::from_secs(10);
+        while log.state().letting_out && clock::monotonic() < until {
+            std::thread::yield_now();
+        }
+        log.write_all(b"after\n").unwrap();
+        assert_eq!(sink.text(), "held\nover\nagain\nafter\n");
     }
 
     #[test]

@@ -11,13 +11,17 @@ pub fn about(report: &proto::Report) -> String {
     let mut out = String::new();
     for step in &report.steps {
         if let Some(Detail::Database(db)) = &step.detail {
-            out.push_str(&paragraph(&step.name, db));
+            out.push_str(&paragraph(&step.name, db, report.freeze_by()));
         }
     }
     out
 }
 
-fn paragraph(name: &str, db: &proto::Database) -> String {
+fn paragraph(name: &str, db: &proto::Database, freeze_by: proto::FreezeBy) -> String {
+    let not_held = match freeze_by {
+        proto::FreezeBy::Unspecified | proto::FreezeBy::Agent => ", which is NOT held",
+        proto::FreezeBy::Caller => ", which is left to the caller",
+    };
     let mut lines = Vec::new();
     if !db.strategy.is_empty() {
         lines.push(match db.strategy_reason.is_empty() {
@@ -29,7 +33,7 @@ fn paragraph(name: &str, db: &proto::Database) -> String {
         let place = match (path.filesystem.as_str(), path.held) {
             ("", _) => "on a file system that is not known here".to_owned(),
             (filesystem, true) => format!("on {filesystem}"),
-            (filesystem, false) => format!("on {filesystem}, which is NOT held"),
+            (filesystem, false) => format!("on {filesystem}{not_held}"),
         };
         format!("{}: {} {place}", path.purpose, path.path)
     }));
@@ -119,7 +123,7 @@ mod tests {
             lost_tables: (0..7).map(|n| format!("app.m{n} (MEMORY)")).collect(),
             ..proto::Database::default()
         };
-        let text = paragraph("db:orders", &db);
+        let text = paragraph("db:orders", &db, proto::FreezeBy::Agent);
         let expected = "db:orders:\n  held by instance-lock: every table is InnoDB\n  \
             redo: /fast/redo on fs:/fast, which is NOT held\n  data: /srv/db on fs:/srv\n  \
             2 open write transaction(s), the oldest for 14 s: the copy rolls them back\n  \
@@ -130,7 +134,7 @@ mod tests {
 
     #[test]
     fn one_of_which_nothing_is_known_takes_no_lines() {
-        assert_eq!(paragraph("db:orders", &proto::Database::default()), "");
+        assert_eq!(paragraph("db:orders", &proto::Database::default(), proto::FreezeBy::Agent), "");
     }
 
     #[test]

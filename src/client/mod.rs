@@ -6,6 +6,8 @@
 //!
 //! No verb writes to a descriptor that lies on a held file system, see [`stdio`].
 
+pub mod adapter;
+mod adapters;
 pub mod connect;
 mod databases;
 pub mod hooks;

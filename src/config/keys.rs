@@ -383,6 +383,63 @@ pub const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        name: "hooks.convention",
+        form: Form::Rows,
+        about: "Scripts written for another agent, run as it would run them. `holdstill hooks add --convention` does the \
+                same with a file in hooks.d.",
+        keys: &[
+            Key {
+                name: "convention",
+                kind: Kind::Choice(&["qemu", "vmware", "vmware-legacy", "nutanix", "google", "azure", "aws-dlm"]),
+                default: Default::Required("\"vmware\""),
+                about: "Whose scripts they are: what they are called with, and what their exit status means.",
+                also: &["kind", "type"],
+            },
+            Key {
+                name: "name",
+                kind: Kind::Text,
+                default: Default::Unset("\"50-vmware\""),
+                about: "Where they run among the other hooks. Without it: 50- and the convention.",
+                also: &["order"],
+            },
+            Key {
+                name: "path",
+                kind: Kind::Path,
+                default: Default::Unset("\"/etc/vmware-tools/backupScripts.d\""),
+                about: "Where they are, if not where their agent keeps them. \"aws-dlm\" needs it.",
+                also: &["dir", "directory"],
+            },
+            Key {
+                name: "timeout",
+                kind: Kind::Duration,
+                default: Default::Unset("\"5s\""),
+                about: "How long one phase of one script may take, if not what its own configuration or [hooks] says.",
+                also: &["limit", "deadline"],
+            },
+            Key {
+                name: "required",
+                kind: Kind::Bool,
+                default: Default::Unset("true"),
+                about: "Does a failure fail the hold? If not set: as the convention has it.",
+                also: &["optional"],
+            },
+            Key {
+                name: "user",
+                kind: Kind::Text,
+                default: Default::Unset("\"postgres\""),
+                about: "Whom they run as, if not root.",
+                also: &["run_as"],
+            },
+            Key {
+                name: "argument",
+                kind: Kind::Text,
+                default: Default::Unset("\"nightly\""),
+                about: "\"vmware\" only: what tools.conf calls scriptArg.",
+                also: &["script_arg", "scriptArg"],
+            },
+        ],
+    },
+    Section {
         name: "paths",
         form: Form::Table,
         about: "Where state lives. Both are created if missing, at start only.",

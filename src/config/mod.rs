@@ -24,7 +24,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{proto, step::database};
+use crate::{
+    proto,
+    step::{database, hook},
+};
 
 /// What loading yields.
 #[derive(Debug, Clone)]
@@ -220,6 +223,8 @@ pub enum TransientPolicy {
 pub struct Hooks {
     pub dir: PathBuf,
     pub timeout: Duration,
+    /// other agents' scripts
+    pub conventions: Vec<hook::SwitchedOn>,
     pub report_timeout: Duration,
 }
 

@@ -13,7 +13,10 @@ use super::{
     keys::{self, Default, Form, Key, Kind, SECTIONS, Section},
     names::Names,
 };
-use crate::{proto, step::database};
+use crate::{
+    proto,
+    step::{database, hook},
+};
 
 /// No duration of ours makes sense beyond this.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
@@ -30,7 +33,7 @@ pub(super) fn build(merged: Fragment, names: &dyn Names, root: &Path) -> Result<
         access: access(&of("access"), names, &mut notes)?,
         filesystems: filesystems(&of("filesystems"))?,
         transient: transient(&of("transient"))?,
-        hooks: hooks(&of("hooks"))?,
+        hooks: hooks(&merged, &of("hooks"))?,
         paths: Paths { run: of("paths").path("run")?, state: of("paths").path("state")? },
         receipt: Receipt { enabled: of("receipt").bool("enabled")? },
         databases: databases(&merged, &of("databases"), root)?,
@@ -371,12 +374,36 @@ fn transient(view: &View<'_>) -> Result<Transient, Error> {
     Ok(Transient { policy, mounts: view.paths("mounts")? })
 }
 
-fn hooks(view: &View<'_>) -> Result<Hooks, Error> {
+fn hooks(merged: &Fragment, view: &View<'_>) -> Result<Hooks, Error> {
+    let conventions = rows(merged, "hooks.convention").iter().map(convention).collect::<Result<_, Error>>()?;
     Ok(Hooks {
         dir: view.path("dir")?,
         timeout: view.duration("timeout")?,
         report_timeout: view.duration("report_timeout")?,
+        conventions,
     })
+}
+
+fn convention(row: &View<'_>) -> Result<hook::SwitchedOn, Error> {
+    let found = hook::convention::Convention::named(row.choice("convention")?).expect("the choices are its names");
+    let name = row.text("name")?.unwrap_or_else(|| format!("50-{}", found.as_str()));
+    if let Some(entry) = row.entry("name").filter(|_| name.contains('/')) {
+        return Err(row.invalid("name", &entry, format!("\"{name}\" has a / in it")));
+    }
+    let argument = row.text("argument")?;
+    if let Some(entry) = row.entry("argument").filter(|_| found != hook::convention::Convention::Vmware) {
+        return Err(row.invalid("argument", &entry, "only the convention \"vmware\" takes one"));
+    }
+    let settings = hook::Settings {
+        convention: Some(found),
+        path: row.optional_path("path")?,
+        timeout: row.is_set("timeout").then(|| row.duration("timeout")).transpose()?,
+        required: row.is_set("required").then(|| row.bool("required")).transpose()?,
+        user: row.text("user")?,
+        argument,
+        phases: None,
+    };
+    Ok(hook::SwitchedOn { name, settings, at: PathBuf::from(row.at.to_string()) })
 }
 
 fn databases(merged: &Fragment, view: &View<'_>, root: &Path) -> Result<Databases, Error> {

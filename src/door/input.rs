@@ -6,7 +6,7 @@ use std::{fs, io, time::Duration};
 
 use crate::{
     hold::{Refusal, RefusalKind},
-    proto::{CaptureMode, Consistency, DiskSelector, HoldSpec, disk_selector::By},
+    proto::{CaptureMode, Consistency, DiskSelector, FreezeBy, HoldSpec, disk_selector::By},
 };
 
 const LIST_MAX: usize = 4096;
@@ -64,6 +64,10 @@ pub(super) fn spec(spec: Option<HoldSpec>) -> Result<HoldSpec, Refusal> {
     if CaptureMode::try_from(spec.capture_mode).is_err() {
         return Err(malformed("UNKNOWN_VALUE", "spec.capture_mode", format!("{} is not a mode", spec.capture_mode))
             .hint("while-held or logs-after-thaw"));
+    }
+    if FreezeBy::try_from(spec.freeze_by).is_err() {
+        let what = format!("{} is nobody this version knows", spec.freeze_by);
+        return Err(malformed("UNKNOWN_VALUE", "spec.freeze_by", what).hint("the agent, or the caller"));
     }
     list("spec.include_mounts", &spec.include_mounts)?;
     list("spec.exclude_mounts", &spec.exclude_mounts)?;
@@ -242,5 +246,6 @@ mod tests {
     fn a_value_from_a_newer_contract_is_refused_not_guessed() {
         assert_eq!(refused(|s| s.require = 99), "spec.require: 99 is not a level");
         assert_eq!(refused(|s| s.capture_mode = 99), "spec.capture_mode: 99 is not a mode");
+        assert_eq!(refused(|s| s.freeze_by = 99), "spec.freeze_by: 99 is nobody this version knows");
     }
 }

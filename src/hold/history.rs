@@ -109,6 +109,18 @@ impl Past for History {
     }
 }
 
+/// What is remembered, the newest first, for whoever asks without a daemon; what cannot be read is left out.
+pub fn remembered(run: &Path, state: &Path) -> Vec<proto::Report> {
+    let mut reports = read_all(&run.join("history")).unwrap_or_default();
+    for older in read_all(&state.join("history")).unwrap_or_default() {
+        if !reports.iter().any(|known| known.id == older.id) {
+            reports.push(older);
+        }
+    }
+    reports.sort_by_key(|report| std::cmp::Reverse(report.admitted_time.map(|time| (time.seconds, time.nanos))));
+    reports
+}
+
 /// Copies a finished report to `state`, for people after a reboot. Called when nothing is frozen.
 ///
 /// # Errors

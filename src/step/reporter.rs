@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::hook;
-use crate::sys::process::{self, Status};
+use crate::sys::process::{self, Start, Status};
 
 /// One usable reporter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub fn list(dir: &Path) -> Listing {
     };
     for name in names {
         let path = dir.join(&name);
-        match hook::usable(&path) {
+        match hook::usable(&path, hook::Started::ByKernel, None) {
             Ok(()) => listing.reporters.push(Reporter { name, path }),
             Err(error) => listing.unusable.push(unusable(&path, error)),
         }
@@ -98,7 +98,7 @@ fn names(dir: &Path) -> Result<Vec<String>, Unusable> {
         Err(error) => return Err(unreadable(error)),
     };
     let real = fs::canonicalize(dir).map_err(unreadable)?;
-    hook::guarded(dir, &real).map_err(|error| unusable(dir, error))?;
+    hook::guarded(dir, &real, None).map_err(|error| unusable(dir, error))?;
     let mut names = Vec::new();
     for entry in entries {
         // a name that is no text is shown as well as it can be, and then cannot be found: unusable, and said
@@ -127,10 +127,11 @@ pub fn run(
     environment: &BTreeMap<String, String>,
     limit: Duration,
 ) -> Result<Duration, Error> {
-    let mut all = hook::environment();
-    all.extend(environment.iter().map(|(key, value)| (key.clone(), value.clone())));
+    let environment = hook::environment(None, limit, environment);
     let name = reporter.name.clone();
-    let outcome = match process::run_reading(document, &reporter.path, &[], &all, limit) {
+    let start =
+        Start { program: &reporter.path, arguments: &[], environment: &environment, input: Some(document), user: None };
+    let outcome = match process::run(start, limit, None) {
         Ok(outcome) => outcome,
         Err(source) => return Err(Error::Start { name, source }),
     };

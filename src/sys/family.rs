@@ -17,7 +17,7 @@ use nix::{
         signal::{SigSet, SigmaskHow, sigprocmask},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
-    unistd::{ForkResult, Pid, fork},
+    unistd::{ForkResult, Pid, SysconfVar, fork, sysconf},
 };
 
 /// Which process: a pid alone is reused, a pid with its start time (clock ticks since boot, proc_pid_stat(5)) is not.
@@ -43,6 +43,12 @@ impl Identity {
     /// Who has this pid now; `None` if nobody.
     pub fn of(pid: i32) -> Option<Identity> {
         Some(Identity { pid, started: stat(pid)?.1 })
+    }
+
+    /// Had it been started by then (CLOCK_BOOTTIME)?
+    pub fn began_by(self, then: Duration) -> bool {
+        let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().and_then(|ticks| u128::try_from(ticks).ok());
+        u128::from(self.started) <= then.as_nanos() * ticks.unwrap_or(100) / 1_000_000_000
     }
 
     /// What that very process is doing.

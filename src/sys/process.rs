@@ -4,7 +4,7 @@
 //! What a program started here sees: its own process group, standard input empty or a file in memory (never a pipe: one
 //! that does not read it cannot keep us), standard output and error in one pipe, every other descriptor closed (ours are all close-on-exec, and `close_range` marks whatever a library forgot),
 //! default signal dispositions and an empty mask, umask 022, directory `/`, OOM score 0, and no environment but the
-//! one given.
+//! one given. It runs as root, or as the [`User`] given, with that user's groups and nobody else's.
 //!
 //! Where the group ends: at the limit it gets TERM, and KILL 2 s later. When the program exits in time, its verdict is
 //! its exit status, whatever it left running. A process it left behind may stay (a script may well start a helper in
@@ -13,7 +13,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsStr,
+    ffi::OsString,
     fs::File,
     io::{self, PipeReader, Read, Seek, Write},
     os::{
@@ -33,12 +33,16 @@ use nix::{
     sys::{
         eventfd::{EfdFlags, EventFd},
         memfd::{MFdFlags, memfd_create},
-        signal::{Signal, killpg},
+        signal::{Signal, kill, killpg},
     },
-    unistd::Pid,
+    unistd::{Pid, getpgid},
 };
 
-use super::clock::monotonic;
+use super::{
+    clock::monotonic,
+    family::{self, Identity},
+    table::Pen,
+};
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,74 +87,48 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long the pipe is read after the program ended, and how long a killed one is waited for.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// Runs `path` with `args` and exactly `environment`, stdin empty, in its own process group, and waits. Blocks the
-/// calling thread for at most `limit` plus the 2 s a group gets between TERM and KILL, plus 1 s of draining.
+/// What to start, and as whom.
+#[derive(Debug, Clone, Copy)]
+pub struct Start<'a> {
+    pub program: &'a Path,
+    pub arguments: &'a [OsString],
+    /// all of it: nothing is inherited
+    pub environment: &'a BTreeMap<String, String>,
+    /// what it can read, in a file of its own in memory: whether and how fast it reads is its own affair; `None`: nothing
+    pub input: Option<&'a [u8]>,
+    /// `None`: as we are
+    pub user: Option<&'a User>,
+}
+
+/// Whom a program runs as. See credentials(7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    pub uid: u32,
+    pub gid: u32,
+    /// the supplementary ones, all of them
+    pub groups: Vec<u32>,
+}
+
+/// Runs a program in its own process group, and waits. Ended early once `stop` is told. Blocks the calling
+/// thread for at most `limit` plus the 2 s a group gets between TERM and KILL, plus 1 s of draining.
 ///
 /// # Errors
-/// It could not be started (execve(2)).
-pub fn run(
-    path: &Path,
-    args: &[&OsStr],
-    environment: &BTreeMap<String, String>,
-    limit: Duration,
-) -> io::Result<Outcome> {
-    run_unless(path, args, environment, limit, None)
+/// It could not be started (execve(2)), or not as that user (setgroups(2), setgid(2), setuid(2)), or there is no memory for
+/// its input.
+pub fn run(start: Start<'_>, limit: Duration, stop: Option<&Stop>) -> io::Result<Outcome> {
+    run_signed(start, limit, stop, None)
 }
 
-/// As [`run`], but ended early once `stop` is told.
+/// As [`run`]; with `pen` the program writes itself down before it begins.
 ///
 /// # Errors
-/// It could not be started (execve(2)).
-pub fn run_unless(
-    path: &Path,
-    args: &[&OsStr],
-    environment: &BTreeMap<String, String>,
-    limit: Duration,
-    stop: Option<&Stop>,
-) -> io::Result<Outcome> {
-    run_on(Stdio::null(), path, args, environment, limit, stop)
-}
-
-/// As [`run`], with `input` to read, in a file of its own in memory: whether and how fast it reads is its own affair.
-///
-/// # Errors
-/// It could not be started (execve(2)), or there is no memory for its input.
-pub fn run_reading(
-    input: &[u8],
-    path: &Path,
-    args: &[&OsStr],
-    environment: &BTreeMap<String, String>,
-    limit: Duration,
-) -> io::Result<Outcome> {
-    run_on(in_memory(input)?.into(), path, args, environment, limit, None)
-}
-
-fn in_memory(input: &[u8]) -> io::Result<File> {
-    // kernels before 6.3 do not know the second flag; later ones want it said
-    let close = MFdFlags::MFD_CLOEXEC;
-    let file = match memfd_create(c"input", close | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL)) {
-        Err(Errno::EINVAL) => memfd_create(c"input", close)?,
-        other => other?,
-    };
-    let mut file = File::from(file);
-    file.write_all(input)?;
-    file.rewind()?;
-    Ok(file)
-}
-
-fn run_on(
-    input: Stdio,
-    path: &Path,
-    args: &[&OsStr],
-    environment: &BTreeMap<String, String>,
-    limit: Duration,
-    stop: Option<&Stop>,
-) -> io::Result<Outcome> {
+/// As [`run`].
+pub fn run_signed(start: Start<'_>, limit: Duration, stop: Option<&Stop>, pen: Option<&Pen>) -> io::Result<Outcome> {
     let started = monotonic();
     let (reader, writer) = io::pipe()?;
     set_nonblocking(&reader)?;
     let mut output = Tail { reader: Some(reader), kept: Vec::new() };
-    let program = Program::start(input, path, args, environment, writer)?;
+    let program = Program::start(start, pen, writer)?;
 
     let mut ended = program.wait(&mut output, started + limit, stop);
     let in_time = ended;
@@ -194,6 +172,19 @@ fn verdict(status: ExitStatus) -> Status {
     }
 }
 
+fn in_memory(input: &[u8]) -> io::Result<File> {
+    // kernels before 6.3 do not know the second flag; later ones want it said
+    let close = MFdFlags::MFD_CLOEXEC;
+    let file = match memfd_create(c"input", close | MFdFlags::from_bits_retain(libc::MFD_NOEXEC_SEAL)) {
+        Err(Errno::EINVAL) => memfd_create(c"input", close)?,
+        other => other?,
+    };
+    let mut file = File::from(file);
+    file.write_all(input)?;
+    file.rewind()?;
+    Ok(file)
+}
+
 /// A started program that has not been reaped.
 struct Program {
     child: Child,
@@ -201,19 +192,29 @@ struct Program {
 }
 
 impl Program {
-    fn start(
-        input: Stdio,
-        path: &Path,
-        args: &[&OsStr],
-        environment: &BTreeMap<String, String>,
-        output: io::PipeWriter,
-    ) -> io::Result<Program> {
-        let mut command = Command::new(path);
-        command.args(args).env_clear().envs(environment).current_dir("/").process_group(0);
+    fn start(start: Start<'_>, pen: Option<&Pen>, output: io::PipeWriter) -> io::Result<Program> {
+        let mut command = Command::new(start.program);
+        command.args(start.arguments).env_clear().envs(start.environment).current_dir("/").process_group(0);
+        let input = start.input.map(in_memory).transpose()?.map_or_else(Stdio::null, Stdio::from);
         command.stdin(input).stdout(output.try_clone()?).stderr(output);
         // JUSTIFICATION: std resets the mask and SIGPIPE only, and can set neither umask nor OOM score.
         // SAFETY: between fork and exec only async-signal-safe calls: close_range, signal, umask, open, write, close.
         unsafe { command.pre_exec(settle) };
+        if let Some(user) = start.user.cloned() {
+            // JUSTIFICATION: std's own uid() comes before what `settle` does, which then would need root's rights.
+            // SAFETY: only async-signal-safe calls, on memory allocated before the fork.
+            unsafe { command.pre_exec(move || become_user(&user)) };
+        }
+        if let Some(pen) = pen.cloned() {
+            // JUSTIFICATION: only the program itself can say that it runs before it does.
+            // SAFETY: atomic stores into memory that is mapped, and system calls.
+            unsafe {
+                command.pre_exec(move || {
+                    pen.sign();
+                    Ok(())
+                })
+            };
+        }
         let mut child = command.spawn()?;
         drop(command); // and with it our ends of the pipe
         match pidfd_open(child.id()) {
@@ -247,8 +248,7 @@ impl Program {
     }
 
     fn signal(&self, signal: Signal) {
-        // ESRCH: the group is gone, which is what we want.
-        let _ = killpg(Pid::from_raw(self.child.id().cast_signed()), signal);
+        signal_all(Pid::from_raw(self.child.id().cast_signed()), signal);
     }
 
     fn reap(mut self) -> io::Result<ExitStatus> {
@@ -259,6 +259,32 @@ impl Program {
     fn reap_later(mut self) {
         std::thread::spawn(move || self.child.wait());
     }
+}
+
+/// To a program that has not been reaped, and its group.
+fn signal_all(program: Pid, signal: Signal) {
+    // ESRCH: the group is gone, which is what we want.
+    let _ = killpg(program, signal);
+    // it may have moved to another group
+    if getpgid(Some(program)) != Ok(program) {
+        let _ = kill(program, signal);
+    }
+}
+
+/// Waits for a program that another process of ours started and cannot wait for any more; at the limit it is ended as
+/// [`run`] does it. Nobody learns its exit status. `false`: it still lives.
+pub fn outlast(program: Identity, limit: Duration) -> bool {
+    let Some(pidfd) = program.pidfd() else { return true };
+    let pid = Pid::from_raw(program.pid);
+    family::died_within(&pidfd, limit)
+        || {
+            signal_all(pid, Signal::SIGTERM);
+            family::died_within(&pidfd, GRACE)
+        }
+        || {
+            signal_all(pid, Signal::SIGKILL);
+            family::died_within(&pidfd, DRAIN)
+        }
 }
 
 /// Runs in the child, between fork and exec.
@@ -282,6 +308,18 @@ pub(super) fn settle() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs in the child, between fork and exec, last: afterwards it is root no more.
+fn become_user(user: &User) -> io::Result<()> {
+    // JUSTIFICATION: nix's wrappers want types of its own, which would be allocated here; std's need a Command.
+    // SAFETY: `groups` holds as many numbers as are said; in a child that has one thread these change that thread only.
+    let done = unsafe {
+        libc::setgroups(user.groups.len(), user.groups.as_ptr()) == 0
+            && libc::setgid(user.gid) == 0
+            && libc::setuid(user.uid) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The last bytes of what comes out of a pipe.
@@ -377,18 +415,6 @@ fn timeout(left: Duration) -> PollTimeout {
 
 #[cfg(test)]
 mod tests {
-    #[test]
-    fn a_program_told_to_stop_ends_long_before_its_limit() {
-        let stop = Stop::new().expect("a descriptor");
-        stop.tell();
-        let path = script("#!/bin/sh\nexec sleep 100\n");
-        let begun = monotonic();
-        let outcome =
-            retry_busy(|| run_unless(&path, &[], &BTreeMap::new(), Duration::from_secs(50), Some(&stop))).unwrap();
-        assert_eq!(outcome.status, Status::TimedOut);
-        assert!(monotonic() - begun < Duration::from_secs(10));
-    }
-
     use std::{fs, os::unix::fs::PermissionsExt};
 
     use super::*;
@@ -403,7 +429,9 @@ mod tests {
     fn run_script(text: &str, limit: Duration) -> Outcome {
         let file = script(&format!("#!/bin/sh\n{text}"));
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
-        retry_busy(|| run(&file, &[OsStr::new("freeze")], &environment, limit)).expect("it starts")
+        let arguments = ["freeze".into()];
+        let start = Start { program: &file, arguments: &arguments, environment: &environment, input: None, user: None };
+        retry_busy(|| run(start, limit, None)).expect("it starts")
     }
 
     /// Another test's fork may hold our script open for writing for an instant (ETXTBSY).
@@ -425,10 +453,37 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(20);
 
+    #[test]
+    fn a_program_told_to_stop_ends_long_before_its_limit() {
+        let stop = Stop::new().expect("a descriptor");
+        stop.tell();
+        let file = script("#!/bin/sh\nexec sleep 100\n");
+        let start = Start { program: &file, arguments: &[], environment: &BTreeMap::new(), input: None, user: None };
+        let begun = monotonic();
+        let outcome = retry_busy(|| run(start, Duration::from_secs(50), Some(&stop))).expect("it starts");
+        assert_eq!(outcome.status, Status::TimedOut);
+        assert!(monotonic() - begun < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn it_runs_as_the_user_given_with_that_users_groups_and_nobody_elses() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // nobody else can become somebody
+        }
+        let file = script("#!/bin/sh\nid -u; id -g; id -G; cat /proc/self/oom_score_adj\n");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).expect("others may run it");
+        let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
+        let user = User { uid: 65534, gid: 65533, groups: vec![65533, 12, 7] };
+        let start = Start { program: &file, arguments: &[], environment: &environment, input: None, user: Some(&user) };
+        let outcome = retry_busy(|| run(start, LONG, None)).expect("it starts");
+        assert_eq!(String::from_utf8_lossy(&outcome.output), "65534\n65533\n65533 7 12\n0\n");
+    }
+
     fn run_script_reading(input: &[u8], text: &str) -> Outcome {
         let file = script(&format!("#!/bin/sh\n{text}"));
         let environment = BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".to_owned())]);
-        retry_busy(|| run_reading(input, &file, &[], &environment, LONG)).expect("it starts")
+        let start = Start { program: &file, arguments: &[], environment: &environment, input: Some(input), user: None };
+        retry_busy(|| run(start, LONG, None)).expect("it starts")
     }
 
     #[test]
@@ -542,7 +597,10 @@ mod tests {
     #[test]
     fn what_cannot_be_started_is_an_error() {
         let none = BTreeMap::new();
-        let start = |path: &Path| retry_busy(|| run(path, &[], &none, LONG)).expect_err("it cannot start").kind();
+        let start = |program: &Path| {
+            let start = Start { program, arguments: &[], environment: &none, input: None, user: None };
+            retry_busy(|| run(start, LONG, None)).expect_err("it cannot start").kind()
+        };
         let plain = script("#!/bin/sh\nexit 0\n");
         fs::set_permissions(&plain, fs::Permissions::from_mode(0o644)).expect("made not executable");
         assert_eq!(start(&plain), io::ErrorKind::PermissionDenied);

@@ -5,7 +5,10 @@ use std::{
     io,
     num::NonZeroUsize,
     ptr::NonNull,
-    sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -67,6 +70,29 @@ impl Drop for Table {
         // JUSTIFICATION: unmapping is the reverse of the constructor.
         // SAFETY: exactly what mmap returned; every reference given out borrows from `self`.
         let _ = unsafe { munmap(self.start.cast(), self.length) };
+    }
+}
+
+/// With this a program writes down that it is under way: itself, after the fork and before it is executed, so that there
+/// is no instant at which it runs and nobody knows.
+#[derive(Debug, Clone)]
+pub struct Pen {
+    pub table: Arc<Table>,
+    /// when (CLOCK_BOOTTIME in nanoseconds, 8 bytes), and its pid (4 bytes)
+    pub at: usize,
+    /// what this says of its state, and where; written last
+    pub state: Option<(usize, u32)>,
+}
+
+impl Pen {
+    /// To be called between fork and exec: nothing but atomics and system calls.
+    pub(super) fn sign(&self) {
+        let now = u64::try_from(super::clock::boottime().as_nanos()).unwrap_or(u64::MAX);
+        self.table.u64(self.at).store(now, Ordering::Release);
+        self.table.u32(self.at + 8).store(std::process::id(), Ordering::Release);
+        if let Some((offset, state)) = self.state {
+            self.table.u32(offset).store(state, Ordering::Release);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   0      header: boot id, hold id, phase, deadline, identities, pulses, tunable, flags        4 KiB
-//!   4 KiB  256 hooks of 1 KiB: flag, limit, name, path
+//!   4 KiB  256 hooks of 4 KiB: flag, limit, whom it runs as, name, program, its two undoing argument vectors
 //!   ...    512 file systems of 12 KiB: state, identities, where it is, its `released` sector   (see [`super::entry`])
 //! ```
 //!
@@ -10,7 +10,7 @@
 //! changes hands by compare-and-swap, so a process may die between any two lines.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs::{File, OpenOptions},
     io,
     num::NonZeroUsize,
@@ -19,9 +19,12 @@ use std::{
         fs::{OpenOptionsExt, PermissionsExt},
     },
     path::{Path, PathBuf},
-    sync::atomic::{
-        AtomicU32, AtomicU64,
-        Ordering::{AcqRel, Acquire, Relaxed, Release},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU32, AtomicU64,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -35,7 +38,8 @@ use super::{
 use crate::sys::{
     clock,
     family::{Doing, Identity},
-    table::{self, Table},
+    process::User,
+    table::{self, Pen, Table},
 };
 
 /// How many file systems and hooks one hold can have.
@@ -43,10 +47,10 @@ pub const MOST_FILESYSTEMS: usize = 512;
 pub const MOST_HOOKS: usize = 256;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HOLDSTIL");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const HOOKS_AT: usize = 4096;
-const HOOK_SIZE: usize = 1024;
+const HOOK_SIZE: usize = 4096;
 const ENTRIES_AT: usize = HOOKS_AT + MOST_HOOKS * HOOK_SIZE;
 const LENGTH: usize = ENTRIES_AT + MOST_FILESYSTEMS * super::entry::SIZE;
 
@@ -55,13 +59,28 @@ const BOOT_ID: (usize, usize) = (64, 64);
 const HOLD_ID: (usize, usize) = (128, 128);
 
 // offsets in a hook
-const HOOK_NAME: (usize, usize) = (16, 256);
-const HOOK_PATH: (usize, usize) = (272, 752);
+const HOOK_USER: usize = 16; // flag, uid, gid, number of groups
+const HOOK_NAME: (usize, usize) = (32, 256);
+const HOOK_PROGRAM: (usize, usize) = (288, 736);
+const HOOK_GROUPS: usize = 1024; // 64 of them
+const HOOK_THAW: (usize, usize) = (1280, 1024);
+const HOOK_FAILED: (usize, usize) = (2304, 1024);
+const HOOK_HOME: (usize, usize) = (3328, 512); // the user's name, and after a zero the home
+const HOOK_COUNTS: usize = 3840; // how many arguments each of the two vectors has
+const HOOK_RUN: usize = 3856; // when its last run began, and its pid: written by that itself
+
+// how far a hook is; 0: none
+const STARTED: u32 = 1;
+const UNDONE: u32 = 2;
+const UNDO_BEGUN: u32 = 3;
+
+/// How many supplementary groups of a hook's user are known to whoever undoes it.
+const MOST_GROUPS: usize = 64;
 
 /// The mapped table.
 #[derive(Debug)]
 pub struct Marker {
-    table: Table,
+    table: Arc<Table>,
     file: File,
 }
 
@@ -124,13 +143,79 @@ pub struct Leftover {
     pub hooks: Vec<StartedHook>,
 }
 
-/// A hook that was started, as recorded.
+/// A hook that was started, as recorded: what its undo needs, whoever is left to run it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartedHook {
-    pub slot: usize,
     pub name: String,
-    pub path: PathBuf,
+    /// what undoes it; empty: nothing does
+    pub program: PathBuf,
+    /// its arguments after a hold that was held
+    pub thaw: Vec<OsString>,
+    /// its arguments after one that never was
+    pub failed: Vec<OsString>,
     pub limit: Duration,
+    /// `None`: root
+    pub user: Option<HookUser>,
+}
+
+/// Whom a hook runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookUser {
+    pub name: String,
+    pub home: String,
+    pub ids: User,
+}
+
+/// What a hook is about to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    Phase,
+    Undo,
+}
+
+/// The last run of a hook.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastRun {
+    pub of: Begins,
+    /// CLOCK_BOOTTIME
+    pub begun: Duration,
+    /// while it lives
+    pub process: Option<Identity>,
+}
+
+impl StartedHook {
+    /// Is there room in the marker for it?
+    ///
+    /// # Errors
+    /// What is too long.
+    pub fn fits(&self) -> io::Result<()> {
+        let too_long = |what: &str, most: usize| {
+            Err(io::Error::new(io::ErrorKind::InvalidFilename, format!("{what} is longer than {most} bytes")))
+        };
+        if self.name.len() >= HOOK_NAME.1 {
+            return too_long("its name", HOOK_NAME.1 - 1);
+        }
+        if self.program.as_os_str().len() >= HOOK_PROGRAM.1 {
+            return too_long("its path", HOOK_PROGRAM.1 - 1);
+        }
+        if [&self.thaw, &self.failed].iter().any(|words| joined(words).len() >= HOOK_THAW.1) {
+            return too_long("what it is called with", HOOK_THAW.1 - 1);
+        }
+        match &self.user {
+            Some(user) if user.ids.groups.len() > MOST_GROUPS => {
+                Err(io::Error::other(format!("its user is in more than {MOST_GROUPS} groups")))
+            }
+            Some(user) if user.name.len() + user.home.len() + 2 >= HOOK_HOME.1 => {
+                too_long("its user's home", HOOK_HOME.1 - 1)
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+/// Arguments as execve(2) lays them out: each with a zero behind it.
+fn joined(words: &[OsString]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.as_bytes().iter().copied().chain([0])).collect()
 }
 
 impl Marker {
@@ -189,7 +274,7 @@ impl Marker {
 
     fn of(file: File) -> io::Result<Marker> {
         let table = Table::map(&file, NonZeroUsize::new(LENGTH).expect("the table has a length"))?;
-        Ok(Marker { table, file })
+        Ok(Marker { table: Arc::new(table), file })
     }
 
     /// Written since this machine booted?
@@ -225,7 +310,7 @@ impl Marker {
         let start = i64::try_from(HOOKS_AT).expect("the table is small");
         fallocate(&self.file, FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE, start, used)?;
         // the tunable is not forgotten: it stays known until restored
-        for word in [self.count(), self.table.u32(32), self.claim(), self.daemon_lost()] {
+        for word in [self.count(), self.table.u32(32), self.claim(), self.daemon_lost(), self.reached()] {
             word.store(0, Release);
         }
         self.disarm();
@@ -249,45 +334,123 @@ impl Marker {
         self.table.u32(16).store(u32::try_from(value).expect("few phases"), Release);
     }
 
+    /// The driver says that all is held.
+    pub fn note_held(&self) {
+        self.reached().store(1, Release);
+    }
+
+    /// Did this hold ever come to be held? Hooks of some conventions are undone with another word if not.
+    pub fn was_held(&self) -> bool {
+        self.reached().load(Acquire) == 1
+    }
+
     /// Written *before* a hook's first phase runs, so that its undo is known whoever dies.
     ///
     /// # Errors
-    /// More hooks than the marker has room for, or a name or path too long for it.
-    pub fn hook_started(&self, name: &str, path: &Path, limit: Duration) -> io::Result<()> {
+    /// More hooks than the marker has room for, or [`StartedHook::fits`] not.
+    pub fn hook_started(&self, hook: &StartedHook) -> io::Result<()> {
         let slot = (0..MOST_HOOKS).find(|&slot| self.hook(slot).load(Acquire) == 0);
         let slot = slot.ok_or_else(|| io::Error::new(io::ErrorKind::StorageFull, "more than 256 hooks"))?;
-        let path = path.as_os_str().as_bytes();
-        if name.len() >= HOOK_NAME.1 || path.len() >= HOOK_PATH.1 {
-            return Err(io::Error::new(io::ErrorKind::InvalidFilename, "the hook's path is longer than 751 bytes"));
-        }
+        hook.fits()?;
         let base = HOOKS_AT + slot * HOOK_SIZE;
-        self.put((base + HOOK_NAME.0, HOOK_NAME.1), name.as_bytes());
-        self.put((base + HOOK_PATH.0, HOOK_PATH.1), path);
-        self.table.u64(base + 8).store(nanos(limit), Relaxed);
-        self.hook(slot).store(1, Release);
+        let at = |(offset, length): (usize, usize)| (base + offset, length);
+        self.put(at(HOOK_NAME), hook.name.as_bytes());
+        self.put(at(HOOK_PROGRAM), hook.program.as_os_str().as_bytes());
+        for (index, (field, words)) in [(HOOK_THAW, &hook.thaw), (HOOK_FAILED, &hook.failed)].into_iter().enumerate() {
+            self.put(at(field), &joined(words));
+            let count = u32::try_from(words.len()).expect("they fit");
+            self.table.u32(base + HOOK_COUNTS + 4 * index).store(count, Relaxed);
+        }
+        if let Some(user) = &hook.user {
+            let groups = u32::try_from(user.ids.groups.len()).expect("few groups");
+            for (index, word) in [1, user.ids.uid, user.ids.gid, groups].into_iter().enumerate() {
+                self.table.u32(base + HOOK_USER + 4 * index).store(word, Relaxed);
+            }
+            for (index, &group) in user.ids.groups.iter().enumerate() {
+                self.table.u32(base + HOOK_GROUPS + 4 * index).store(group, Relaxed);
+            }
+            self.put(at(HOOK_HOME), format!("{}\0{}", user.name, user.home).as_bytes());
+        }
+        self.table.u64(base + 8).store(nanos(hook.limit), Relaxed);
+        self.hook(slot).store(STARTED, Release);
         Ok(())
+    }
+
+    /// What a run of this hook writes itself down with; `None`: it was never started.
+    pub fn pen(&self, name: &str, begins: Begins) -> Option<Pen> {
+        let (slot, _) = self.started().find(|(_, hook)| hook.name == name)?;
+        let base = HOOKS_AT + slot * HOOK_SIZE;
+        let state = match begins {
+            Begins::Phase => None,
+            Begins::Undo => Some((base, UNDO_BEGUN)),
+        };
+        Some(Pen { table: Arc::clone(&self.table), at: base + HOOK_RUN, state })
+    }
+
+    /// `None`: nothing of it ever ran.
+    pub fn last_run(&self, name: &str) -> Option<LastRun> {
+        let (slot, _) = self.started().find(|(_, hook)| hook.name == name)?;
+        let base = HOOKS_AT + slot * HOOK_SIZE;
+        let of = if self.hook(slot).load(Acquire) == UNDO_BEGUN { Begins::Undo } else { Begins::Phase };
+        let pid = self.table.u32(base + HOOK_RUN + 8).load(Acquire).cast_signed();
+        let begun = Duration::from_nanos(self.table.u64(base + HOOK_RUN).load(Acquire));
+        // whoever got the same pid later began later
+        let same = |process: &Identity| process.began_by(begun) && process.doing() != Doing::Dead;
+        (pid > 0).then(|| LastRun { of, begun, process: Identity::of(pid).filter(same) })
     }
 
     /// Its `thaw` has run, with whatever result.
     pub fn hook_undone(&self, name: &str) {
-        for hook in self.hooks_not_undone().iter().filter(|hook| hook.name == name) {
-            self.hook(hook.slot).store(2, Release);
+        for (slot, _) in self.started().filter(|(_, hook)| hook.name == name) {
+            self.hook(slot).store(UNDONE, Release);
         }
     }
 
+    /// In the order they were started.
     pub fn hooks_not_undone(&self) -> Vec<StartedHook> {
-        let started = (0..MOST_HOOKS).take_while(|&slot| self.hook(slot).load(Acquire) != 0);
-        let left = started.filter(|&slot| self.hook(slot).load(Acquire) == 1);
-        left.map(|slot| {
-            let base = HOOKS_AT + slot * HOOK_SIZE;
-            StartedHook {
-                slot,
-                name: self.text((base + HOOK_NAME.0, HOOK_NAME.1)),
-                path: OsStr::from_bytes(&self.get((base + HOOK_PATH.0, HOOK_PATH.1))).into(),
-                limit: Duration::from_nanos(self.table.u64(base + 8).load(Relaxed)),
+        self.started().map(|(_, hook)| hook).collect()
+    }
+
+    fn started(&self) -> impl Iterator<Item = (usize, StartedHook)> {
+        let used = (0..MOST_HOOKS).take_while(|&slot| self.hook(slot).load(Acquire) != 0);
+        used.filter(|&slot| self.hook(slot).load(Acquire) != UNDONE).map(|slot| (slot, self.started_hook(slot)))
+    }
+
+    fn started_hook(&self, slot: usize) -> StartedHook {
+        let base = HOOKS_AT + slot * HOOK_SIZE;
+        let at = |(offset, length): (usize, usize)| (base + offset, length);
+        let word = |offset: usize| self.table.u32(base + offset).load(Relaxed);
+        let words = |field, counted: usize| {
+            let count = word(HOOK_COUNTS + counted) as usize;
+            let bytes = self.raw(at(field));
+            bytes.split(|&byte| byte == 0).take(count).map(|word| OsStr::from_bytes(word).to_owned()).collect()
+        };
+        let user = (word(HOOK_USER) == 1).then(|| {
+            let groups = (word(HOOK_USER + 12) as usize).min(MOST_GROUPS);
+            let both = String::from_utf8_lossy(&self.raw(at(HOOK_HOME))).into_owned();
+            let mut both = both.split('\0').map(str::to_owned);
+            HookUser {
+                name: both.next().unwrap_or_default(),
+                home: both.next().unwrap_or_default(),
+                ids: User {
+                    uid: word(HOOK_USER + 4),
+                    gid: word(HOOK_USER + 8),
+                    groups: (0..groups).map(|index| word(HOOK_GROUPS + 4 * index)).collect(),
+                },
             }
-        })
-        .collect()
+        });
+        StartedHook {
+            name: self.text(at(HOOK_NAME)),
+            program: OsStr::from_bytes(&self.get(at(HOOK_PROGRAM))).into(),
+            thaw: words(HOOK_THAW, 0),
+            failed: words(HOOK_FAILED, 4),
+            limit: Duration::from_nanos(self.table.u64(base + 8).load(Relaxed)),
+            user,
+        }
+    }
+
+    fn reached(&self) -> &AtomicU32 {
+        self.table.u32(48)
     }
 
     fn hook(&self, slot: usize) -> &AtomicU32 {
@@ -440,6 +603,11 @@ impl Marker {
         get(&self.table, at, room)
     }
 
+    /// The whole of a field, zeros and all.
+    fn raw(&self, (at, room): (usize, usize)) -> Vec<u8> {
+        self.table.bytes(at, room).iter().map(|byte| byte.load(Relaxed)).collect()
+    }
+
     fn put(&self, (at, room): (usize, usize), bytes: &[u8]) {
         put(&self.table, at, room, bytes);
     }
@@ -470,6 +638,30 @@ fn boot_id() -> io::Result<String> {
 mod tests {
     use super::*;
 
+    fn hook(name: &str) -> StartedHook {
+        let ids = User { uid: 5, gid: 6, groups: vec![6, 70] };
+        StartedHook {
+            name: name.to_owned(),
+            program: Path::new("/hooks").join(name),
+            thaw: vec!["thaw".into(), OsString::new(), "two words".into(), OsString::new()],
+            failed: vec![],
+            limit: Duration::from_secs(5),
+            user: name.ends_with('c').then(|| HookUser { name: "pat".into(), home: "/home/pat".into(), ids }),
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_instead_of_cut() {
+        let long = |length: usize| OsString::from("x".repeat(length));
+        for (too_long, what) in [
+            (StartedHook { program: PathBuf::from(long(736)), ..hook("a") }, "its path is longer than 735 bytes"),
+            (StartedHook { thaw: vec![long(1023)], ..hook("a") }, "what it is called with is longer than 1023 bytes"),
+        ] {
+            assert_eq!(too_long.fits().unwrap_err().to_string(), what);
+        }
+        assert!(StartedHook { thaw: vec![long(1022)], ..hook("a") }.fits().is_ok());
+    }
+
     #[test]
     fn a_hold_its_daemon_did_not_end_is_found_with_its_hooks_in_order() {
         let run = tempfile::tempdir().unwrap();
@@ -478,7 +670,7 @@ mod tests {
         marker.begin("h1").unwrap();
         marker.set_phase(Phase::Quiescing);
         for name in ["10-a", "20-b", "30-c"] {
-            marker.hook_started(name, &Path::new("/hooks").join(name), Duration::from_secs(5)).unwrap();
+            marker.hook_started(&hook(name)).unwrap();
         }
         marker.hook_undone("20-b");
         drop(marker);
@@ -486,10 +678,7 @@ mod tests {
         assert_eq!((left.hold_id.as_str(), left.phase, left.reason), ("h1", Phase::Quiescing, None));
         let names: Vec<_> = left.hooks.iter().map(|hook| hook.name.as_str()).collect();
         assert_eq!(names, ["10-a", "30-c"]);
-        assert_eq!(
-            (left.hooks[1].path.as_path(), left.hooks[1].limit),
-            (Path::new("/hooks/30-c"), Duration::from_secs(5))
-        );
+        assert_eq!(left.hooks[1].clone(), hook("30-c"));
     }
 
     #[test]
@@ -497,7 +686,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let marker = Marker::create(run.path()).unwrap();
         marker.begin("h1").unwrap();
-        marker.hook_started("10-a", Path::new("/hooks/10-a"), Duration::ZERO).unwrap();
+        marker.hook_started(&hook("10-a")).unwrap();
         marker.uses(1);
         marker.arm(Deadline::after(Duration::from_secs(1)));
         marker.begin("h2").unwrap();

@@ -13,7 +13,7 @@ use std::{
 use holdstill::{
     guest::{Dev, MountPoint},
     sys::{clock::monotonic, files},
-    warden::{Receipt, Target, client::Warden},
+    warden::{Receipt, Target, client::Warden, marker::StartedHook},
 };
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -167,7 +167,14 @@ async fn perform(warden: &Warden, command: &str) -> String {
         }
         "hook" => {
             let (name, path) = rest.split_once(' ').unwrap();
-            let started = warden.marker().hook_started(name, Path::new(path), Duration::from_secs(5));
+            let started = warden.marker().hook_started(&StartedHook {
+                name: name.to_owned(),
+                program: PathBuf::from(path),
+                thaw: vec!["thaw".into()],
+                failed: vec!["thaw".into()],
+                limit: Duration::from_secs(5),
+                user: None,
+            });
             format!("{started:?}")
         }
         "freeze" => {

@@ -7,7 +7,7 @@ mod scope;
 
 use std::{collections::BTreeMap, path::Path};
 
-pub use self::achieved::Achieved;
+pub use self::achieved::{Achieved, Filesystems, Required, caller_freezes, level_text};
 use self::scope::Scope;
 use super::{Refusal, RefusalKind};
 use crate::{
@@ -59,7 +59,8 @@ pub struct Inputs<'a> {
 /// What a hold will do to file systems.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    /// indices into the superblocks: frozen, or (not freezable) flushed; the warden's targets in this order
+    /// indices into the superblocks: frozen (by the caller, if that is how it is), or, not freezable, flushed; the warden's
+    /// targets in this order
     pub targets: Vec<Planned>,
     /// indices into `targets` to freeze, innermost level first
     pub levels: Vec<Vec<usize>>,
@@ -67,7 +68,7 @@ pub struct Plan {
     pub steps: Vec<proto::Step>,
     pub coverage: Vec<proto::Coverage>,
     pub problems: Vec<proto::Problem>,
-    /// every file system in scope will be frozen
+    /// every file system in scope will be frozen, by whomever
     pub complete: bool,
     /// why a hold with this plan must not begin; the first is what the caller is told
     pub refusals: Vec<Refusal>,
@@ -100,12 +101,19 @@ enum Fate {
 /// A mount point or disk that does not exist, or is out of scope. Everything else is in the plan's `refusals`.
 pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
     let scope = Scope::new(inputs)?;
+    let callers = caller_freezes(inputs.spec);
     let mut plan = Plan { complete: true, ..Plan::default() };
     let mut fates: Vec<Fate> = inputs.superblocks.iter().map(|s| scope.fate(s)).collect();
     scope.hold_what_others_need(&mut fates);
     for (index, (superblock, fate)) in inputs.superblocks.iter().zip(&fates).enumerate() {
         let mut step = step_for(superblock, inputs.facts.get(&superblock.dev));
         match fate {
+            // its dirty pages are written back, so that the caller's freeze is short
+            Fate::Freeze | Fate::Flush { .. } if callers => {
+                step.set_outcome(StepOutcome::Skipped);
+                step.reason = "left to the caller; written back, but not proven here".into();
+                plan.targets.push(Planned { superblock: index, freeze: matches!(fate, Fate::Freeze) });
+            }
             Fate::Freeze => {
                 step.set_outcome(StepOutcome::Planned);
                 step.required = true;
@@ -123,7 +131,8 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
                 step.set_outcome(StepOutcome::Skipped);
                 step.reason.clone_from(reason);
                 step.hint = (*hint).into();
-                if *lowers {
+                // what the caller freezes of it is not known
+                if *lowers && !callers {
                     plan.lower(&step.name, reason, hint);
                 }
             }
@@ -133,7 +142,10 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
             plan.coverage.push(scope.coverage(superblock));
         }
     }
-    if !fates.iter().any(|f| matches!(f, Fate::Freeze)) {
+    if callers {
+        let message = "file systems are left to the caller: whether it freezes them is not proven here, and no receipt is written";
+        plan.problems.push(problem(Severity::Note, "CALLER_FREEZES", "", message, ""));
+    } else if !fates.iter().any(|f| matches!(f, Fate::Freeze)) {
         plan.refusals.push(
             Refusal::new(
                 RefusalKind::FailedPrecondition,
@@ -145,6 +157,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
     }
     match levels(inputs, &plan.targets) {
         Ok(levels) => plan.levels = levels,
+        Err(_) if callers => {}
         Err(refusal) => plan.refusals.push(refusal),
     }
     plan.order_steps(inputs);

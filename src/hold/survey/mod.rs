@@ -17,7 +17,7 @@ pub use self::databases::Instance;
 use super::{
     Refusal, RefusalKind,
     admit::Caps,
-    plan::{self, Achieved, Facts, Inputs, Leaf, Plan, problem},
+    plan::{self, Achieved, Facts, Filesystems, Inputs, Leaf, Plan, Required, caller_freezes, problem},
 };
 use crate::{
     config::{GuestAgent, Settings},
@@ -28,7 +28,7 @@ use crate::{
         tasks::{self, Processes},
         transient,
     },
-    proto::{self, Consistency, Severity, StepKind, StepOutcome},
+    proto::{self, Consistency, FreezeBy, Severity, StepKind, StepOutcome},
     step::hook::{self, Hook},
 };
 
@@ -72,15 +72,17 @@ pub struct Survey {
     pub refusals: Vec<Refusal>,
     /// what the hold can claim if every step succeeds
     pub expected: Achieved,
-    /// `[receipt] enabled`, and it is no rehearsal
-    writes_receipts: bool,
+    /// the caller freezes the file systems
+    callers: bool,
+    /// `[receipt] enabled`, it is no rehearsal, and we freeze: a receipt must not say `frozen` of what somebody else may do
+    pub writes_receipts: bool,
     /// held, and no receipt is written there
     pub without_receipt: BTreeSet<Dev>,
 }
 
-/// The level a hold must reach: the stricter of configuration and request.
-pub fn required(settings: &Settings, spec: &proto::HoldSpec) -> Consistency {
-    settings.hold.require.max(spec.require())
+/// What a hold must reach.
+pub fn required(settings: &Settings, spec: &proto::HoldSpec) -> Required {
+    Required::of(settings.hold.require, spec)
 }
 
 /// How closely to look.
@@ -104,7 +106,8 @@ pub async fn check(
     spent: Option<Refusal>,
 ) -> Result<proto::CheckResponse, Refusal> {
     let mut report = proto::Report { label: spec.label.clone(), ..Default::default() };
-    report.set_required(required(settings, &spec));
+    report.set_required(required(settings, &spec).level);
+    report.set_freeze_by(freeze_by(&spec));
     let caps = Caps { max: settings.hold.max, quiesce: settings.hold.quiesce, prepare: settings.hold.prepare };
     caps.check(&spec)?;
     let mut survey = survey(settings, surroundings, &spec, look).await?;
@@ -190,14 +193,23 @@ pub async fn survey(
         policy: settings.transient.policy,
         spec,
     })?;
+    let callers = caller_freezes(spec);
     let mut survey = Survey {
         problems: plan.problems.clone(),
         refusals: plan.refusals.clone(),
-        expected: Achieved { filesystems_complete: plan.complete, ..Achieved::default() },
+        expected: Achieved {
+            filesystems: match (callers, plan.complete) {
+                (true, _) => Filesystems::Callers,
+                (false, true) => Filesystems::Complete,
+                (false, false) => Filesystems::Incomplete,
+            },
+            ..Achieved::default()
+        },
         steps: Vec::new(),
         hooks: Vec::new(),
         databases: Vec::new(),
-        writes_receipts: settings.receipt.enabled && !spec.rehearsal,
+        callers,
+        writes_receipts: settings.receipt.enabled && !spec.rehearsal && !callers,
         without_receipt: BTreeSet::new(),
         guest,
         facts,
@@ -227,8 +239,8 @@ pub async fn survey(
 
 impl Survey {
     async fn list_hooks(&mut self, settings: &Settings) {
-        let (dir, limit) = (settings.hooks.dir.clone(), settings.hooks.timeout);
-        let listed = in_a_thread(READ_LIMIT, move || hook::list(&dir, limit)).await;
+        let hooks = settings.hooks.clone();
+        let listed = in_a_thread(READ_LIMIT, move || hook::list(&hooks.dir, hooks.timeout, &hooks.conventions)).await;
         let listing = match listed {
             Some(Ok(listing)) => listing,
             Some(Err(error)) => {
@@ -244,8 +256,12 @@ impl Survey {
         };
         for ignored in listing.ignored {
             let subject = format!("hook:{ignored}");
-            let message = format!("{ignored} in {} is ignored by its name", settings.hooks.dir.display());
+            let message =
+                format!("{ignored} in {} is ignored: its name, or not executable", settings.hooks.dir.display());
             self.problems.push(problem(Severity::Note, "HOOK_IGNORED", &subject, &message, ""));
+        }
+        for (name, what) in listing.notes {
+            self.problems.push(problem(Severity::Note, "CONVENTION", &format!("hook:{name}"), &what, ""));
         }
         for hook in &listing.hooks {
             let mut step = proto::Step { name: format!("hook:{}", hook.name), ..Default::default() };
@@ -254,7 +270,7 @@ impl Survey {
             step.required = hook.required;
             self.steps.push(step);
         }
-        self.expected.required_hooks = listing.hooks.iter().filter(|h| h.required).count();
+        self.expected.required_hooks = listing.hooks.iter().filter(|h| h.required && h.vouches_in().is_some()).count();
         self.hooks = listing.hooks;
     }
 
@@ -333,15 +349,23 @@ impl Survey {
     }
 
     fn judge(&mut self, settings: &Settings, spec: &proto::HoldSpec) {
-        let (reachable, required) = (self.expected.level(), required(settings, spec));
-        if reachable < required && self.refusals.is_empty() {
+        if self.callers && self.refusals.is_empty() && self.databases.is_empty() && self.hooks.is_empty() {
+            let message = "hold: the caller freezes the file systems, and there is no database and no hook to hold";
+            let refusal = Refusal::new(RefusalKind::FailedPrecondition, "NOTHING_TO_HOLD", message);
+            self.refusals.push(refusal.hint("`holdstill check --caller-freezes` says what was found"));
+        }
+        if let Some((wanted, reachable)) = self.expected.lacks(required(settings, spec))
+            && self.refusals.is_empty()
+        {
             let why: Vec<&str> = self
                 .problems
                 .iter()
                 .filter(|p| p.severity() == Severity::Warning)
                 .map(|p| p.message.as_str())
                 .collect();
-            let why = if why.is_empty() {
+            let why = if self.callers {
+                "the caller freezes the file systems, so only databases and hooks can be proven here: leave --require out".into()
+            } else if why.is_empty() {
                 "nothing here holds an application: no database and no required hook was found".into()
             } else {
                 why.join("; ")
@@ -350,11 +374,7 @@ impl Survey {
                 Refusal::new(
                     RefusalKind::FailedPrecondition,
                     "LEVEL_UNREACHABLE",
-                    format!(
-                        "reach {} consistency: at most {} can be reached",
-                        level_text(required),
-                        level_text(reachable)
-                    ),
+                    format!("reach {wanted}: at most {reachable} can be reached"),
                 )
                 .hint(why),
             );
@@ -362,14 +382,9 @@ impl Survey {
     }
 }
 
-/// "application", as people and the command line write it.
-pub fn level_text(level: Consistency) -> &'static str {
-    match level {
-        Consistency::Unspecified | Consistency::None => "no",
-        Consistency::Crash => "crash",
-        Consistency::Filesystem => "filesystem",
-        Consistency::Application => "application",
-    }
+/// Never unsaid in a report.
+pub fn freeze_by(spec: &proto::HoldSpec) -> FreezeBy {
+    if caller_freezes(spec) { FreezeBy::Caller } else { FreezeBy::Agent }
 }
 
 /// Tasks in uninterruptible sleep that did not move for two seconds.

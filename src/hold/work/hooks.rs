@@ -1,30 +1,62 @@
 //! Running hooks: the undo first, then the phase; and their undo.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fs, time::Duration};
 
 use tokio::time::Instant;
 
 use super::{RunningHook, Undo, Work};
 use crate::{
     hold::{
+        Refusal, RefusalKind,
         end::End,
-        plan::problem,
+        plan::{level_text, problem},
         report::span,
-        survey::{self, level_text},
+        survey,
     },
+    json::to_json,
     proto::{self, ReleaseReason, Severity, StepOutcome},
-    step::hook,
+    step::hook::{self, Hook},
     sys::process::Stop,
+    warden::marker::{Begins, HookUser, StartedHook},
 };
 
 impl Work<'_> {
     pub(super) fn push_hook(&mut self, index: usize) -> Result<(), End> {
         let hook = &self.hooks[index];
         self.undos.push(Undo::Hook { index, running: None });
-        if let Err(error) = self.warden.marker().hook_started(&hook.name, &hook.path, hook.limit) {
+        if let Err(error) = self.warden.marker().hook_started(&started(hook)) {
             return Err(End::failed(format!("note the hook {} in the marker: {error}", hook.name), ""));
         }
         Ok(())
+    }
+
+    /// Fills in what only the hold knows, and looks whether whoever may have to undo a hook will know how.
+    pub(super) fn settle_hooks(&mut self, disks: Vec<String>) -> Result<(), End> {
+        let staging = self.settings.paths.run.join("scripts");
+        let facts = hook::Facts { hold_id: self.id.clone(), disks, staging };
+        for hook in &mut self.hooks {
+            let settled = hook.fill(&facts).and_then(|()| started(hook).fits());
+            settled.map_err(|error| {
+                let why = format!("use the hook {}: {error}", hook.name);
+                End::refused(Refusal::new(RefusalKind::FailedPrecondition, "HOOK_UNUSABLE", why))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the report so far where hooks find it, once for each phase: it costs a millisecond. A hook that cannot have
+    /// it is run all the same.
+    fn tell_hooks(&mut self, phase: hook::Phase) {
+        if self.reported == Some(phase) {
+            return;
+        }
+        self.reported = Some(phase);
+        let Some(report) = self.publisher.current() else { return };
+        let (path, new) = (self.settings.paths.run.join(REPORT), self.settings.paths.run.join(".report.json"));
+        let written = fs::write(&new, to_json(&report).to_string()).and_then(|()| fs::rename(&new, &path));
+        if let Err(error) = written {
+            tracing::warn!(hold = %self.id, %error, "could not write the report for hooks");
+        }
     }
 
     /// Runs one phase; its undo is on the stack already, and gets the running task, so that a dropped future leaves
@@ -33,11 +65,14 @@ impl Work<'_> {
         let mut hook = self.hooks[index].clone();
         hook.limit = hook.limit.min(until.saturating_duration_since(Instant::now()));
         let name = format!("hook:{}", hook.name);
+        self.tell_hooks(phase);
         let environment = self.environment(phase, None);
         let stop = Stop::new().map_err(|error| End::failed(format!("start {name}: {error}"), ""))?;
         let (task_hook, task_stop) = (hook.clone(), stop.clone());
-        let task =
-            tokio::spawn(async move { hook::run_unless(&task_hook, phase, &environment, Some(task_stop)).await });
+        let pen = self.warden.marker().pen(&hook.name, Begins::Phase);
+        let task = tokio::spawn(async move {
+            hook::run_signed(&task_hook, phase, hook::Held::Yes, &environment, Some(task_stop), pen).await
+        });
         let running = self.undos.iter_mut().find_map(|undo| match undo {
             Undo::Hook { index: at, running } if *at == index => Some(running),
             Undo::Hook { .. } | Undo::Sessions | Undo::Guards | Undo::Databases | Undo::Filesystems => None,
@@ -52,7 +87,7 @@ impl Work<'_> {
             *running = None;
         }
         let ran = match &result {
-            Ok(ran) => Some(ran),
+            Ok(ran) => ran.as_ref(),
             Err(error) => error.ran(),
         };
         self.publisher.step(&name, |step| {
@@ -71,8 +106,11 @@ impl Work<'_> {
             }
         });
         match result {
-            Ok(_) => {
-                if hook.required && phase == hook::Phase::Freeze {
+            Ok(ran) => {
+                if let Some(warning) = ran.and_then(|ran| ran.warning) {
+                    self.publisher.problem(problem(Severity::Warning, "HOOK_WARNED", &name, &warning, ""));
+                }
+                if hook.required && hook.vouches_in() == Some(phase) {
                     self.achieved.required_hooks += 1;
                 }
                 Ok(())
@@ -96,9 +134,10 @@ impl Work<'_> {
             ("HOLDSTILL_ID".into(), self.id.clone()),
             ("HOLDSTILL_PHASE".into(), phase.as_str().into()),
             ("HOLDSTILL_LABEL".into(), self.spec.label.clone()),
-            ("HOLDSTILL_REQUIRE".into(), level_text(survey::required(&self.settings, &self.spec)).into()),
+            ("HOLDSTILL_REQUIRE".into(), level_text(survey::required(&self.settings, &self.spec).level).into()),
             ("HOLDSTILL_MOUNTS".into(), mounts.join("\n")),
             ("HOLDSTILL_MAX_HOLD_SECONDS".into(), self.max_hold().as_secs().to_string()),
+            ("HOLDSTILL_REPORT".into(), self.settings.paths.run.join(REPORT).display().to_string()),
         ]);
         if let Some(reason) = reason {
             let reason = match reason {
@@ -132,11 +171,14 @@ impl Work<'_> {
         }
         let hook = self.hooks[index].clone();
         let name = format!("hook:{}", hook.name);
+        self.tell_hooks(hook::Phase::Thaw);
         let environment = self.environment(hook::Phase::Thaw, Some(end.reason));
-        let result = hook::run(&hook, hook::Phase::Thaw, &environment).await;
+        let held = if self.warden.marker().was_held() { hook::Held::Yes } else { hook::Held::Never };
+        let pen = self.warden.marker().pen(&hook.name, Begins::Undo);
+        let result = hook::run_signed(&hook, hook::Phase::Thaw, held, &environment, None, pen).await;
         self.warden.marker().hook_undone(&hook.name);
         let took = match &result {
-            Ok(ran) => Some(ran.took),
+            Ok(ran) => ran.as_ref().map(|ran| ran.took),
             Err(error) => error.ran().map(|ran| ran.took),
         };
         self.publisher.step(&name, |step| {
@@ -155,5 +197,26 @@ impl Work<'_> {
             self.publisher.problem(problem(Severity::Warning, "UNDO_FAILED", &name, &message, error.hint()));
             message
         })
+    }
+}
+
+/// The report so far, for hooks; in `[paths] run`.
+const REPORT: &str = "report.json";
+
+/// What whoever has to undo a hook must know of it.
+fn started(hook: &Hook) -> StartedHook {
+    let undo = hook.calls.thaw.as_ref().or(hook.calls.failed.as_ref());
+    let arguments = |call: &Option<hook::Call>| call.as_ref().map(hook::Call::arguments).unwrap_or_default();
+    StartedHook {
+        name: hook.name.clone(),
+        program: undo.map(|call| call.program.clone()).unwrap_or_default(),
+        thaw: arguments(&hook.calls.thaw),
+        failed: arguments(&hook.calls.failed),
+        limit: hook.limit,
+        user: hook.user.as_ref().map(|user| HookUser {
+            name: user.name.clone(),
+            home: user.home.to_string_lossy().into_owned(),
+            ids: user.ids.clone(),
+        }),
     }
 }

@@ -46,7 +46,7 @@ enum Undo {
 
 /// A hook's phase in progress, and how to end it early.
 struct RunningHook {
-    task: JoinHandle<Result<hook::Ran, hook::Error>>,
+    task: JoinHandle<Result<Option<hook::Ran>, hook::Error>>,
     stop: Stop,
 }
 
@@ -71,6 +71,8 @@ pub struct Work<'a> {
     spec: proto::HoldSpec,
     undos: UndoStack<Undo>,
     hooks: Vec<Hook>,
+    /// the phase for which the report was written where hooks read it
+    reported: Option<hook::Phase>,
     databases: Vec<Held>,
     records: Records,
     /// step name per warden target
@@ -81,8 +83,8 @@ pub struct Work<'a> {
     devices: Vec<Vec<Dev>>,
     levels: Vec<Vec<usize>>,
     achieved: Achieved,
-    /// all file systems froze
-    frozen: bool,
+    /// all of ours is held: databases, and the file systems, unless the caller freezes those
+    all_held: bool,
     /// writers go on until then, whatever is ready
     not_before: Instant,
     /// CLOCK_MONOTONIC from which on writers may have waited
@@ -110,6 +112,7 @@ impl<'a> Work<'a> {
             spec,
             undos: UndoStack::default(),
             hooks: Vec::new(),
+            reported: None,
             databases: Vec::new(),
             records: Records::default(),
             names: Vec::new(),
@@ -117,7 +120,7 @@ impl<'a> Work<'a> {
             devices: Vec::new(),
             levels: Vec::new(),
             achieved: Achieved::default(),
-            frozen: false,
+            all_held: false,
             not_before,
             stalled: None,
             waited: None,

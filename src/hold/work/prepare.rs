@@ -1,6 +1,9 @@
 //! Preparing: slow, cancellable, and nobody waits.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -17,7 +20,7 @@ use crate::{
     hold::{
         Refusal, RefusalKind,
         end::End,
-        plan::{Achieved, problem},
+        plan::{Achieved, caller_freezes, problem},
         record::{Records, Told},
         survey::{self, Look, Survey, in_a_thread},
     },
@@ -53,7 +56,7 @@ impl Work<'_> {
         self.guard(targets).await?;
         self.soften(until).await?;
         for index in 0..self.hooks.len() {
-            if self.hooks[index].prepare {
+            if self.hooks[index].calls.prepare.is_some() {
                 self.push_hook(index)?;
                 self.run_hook(index, hook::Phase::Prepare, until).await?;
             }
@@ -86,7 +89,18 @@ impl Work<'_> {
     /// Takes over what the survey found; refuses what it refuses.
     fn adopt(&mut self, survey: Survey) -> Result<Vec<warden::Target>, End> {
         let Survey {
-            guest, facts, plan, hooks, databases, steps, problems, refusals, expected, without_receipt, ..
+            guest,
+            facts,
+            plan,
+            hooks,
+            databases,
+            steps,
+            problems,
+            refusals,
+            expected,
+            writes_receipts,
+            without_receipt,
+            ..
         } = survey;
         self.publisher.edit(|report| {
             report.steps = steps;
@@ -113,39 +127,50 @@ impl Work<'_> {
             return Err(End::refused(first.about(&self.id)));
         }
         self.hooks = hooks;
-        self.levels = plan.levels;
+        // guardians then only write back: what the caller froze is neither frozen nor thawed by them
+        let ours = !caller_freezes(&self.spec);
+        self.levels = if ours { plan.levels } else { Vec::new() };
         self.achieved = Achieved { claims: Vec::new(), required_hooks: 0, ..expected };
-        let wanted = self.settings.receipt.enabled && !self.spec.rehearsal;
-        self.records = Records::new(&self.id, &self.surroundings, wanted);
+        self.records = Records::new(&self.id, &self.surroundings, writes_receipts);
         let report = self.publisher.current().unwrap_or_default();
         let told = Told::new(&report);
-        let targets = plan.targets.iter().filter_map(|planned| {
-            let superblock = &guest.superblocks[planned.superblock];
-            let open_at = superblock.open_at.clone()?;
-            let facts = facts.get(&superblock.dev).cloned().unwrap_or_default();
-            self.names.push(
-                report
-                    .steps
-                    .iter()
-                    .find(|s| is_filesystem(s, superblock.dev))
-                    .map_or_else(|| format!("fs:{}", open_at.path.display()), |s| s.name.clone()),
-            );
-            self.devs.push(superblock.dev);
-            self.devices.push(guest.disks.members(superblock.dev));
-            let wanted = planned.freeze && !without_receipt.contains(&superblock.dev);
-            let receipt =
-                wanted.then(|| self.records.prepare(self.names.len() - 1, &told, superblock, &facts)).flatten();
-            Some(warden::Target {
-                dev: superblock.dev,
-                mount: open_at.path.clone(),
-                open_at,
-                namespace: superblock.namespace,
-                uuid: facts.uuid,
-                freeze: planned.freeze,
-                receipt,
+        let targets: Vec<_> = plan
+            .targets
+            .iter()
+            .filter_map(|planned| {
+                let superblock = &guest.superblocks[planned.superblock];
+                let open_at = superblock.open_at.clone()?;
+                let facts = facts.get(&superblock.dev).cloned().unwrap_or_default();
+                self.names.push(
+                    report
+                        .steps
+                        .iter()
+                        .find(|s| is_filesystem(s, superblock.dev))
+                        .map_or_else(|| format!("fs:{}", open_at.path.display()), |s| s.name.clone()),
+                );
+                self.devs.push(superblock.dev);
+                self.devices.push(guest.disks.members(superblock.dev));
+                let wanted = planned.freeze && !without_receipt.contains(&superblock.dev);
+                let receipt =
+                    wanted.then(|| self.records.prepare(self.names.len() - 1, &told, superblock, &facts)).flatten();
+                Some(warden::Target {
+                    dev: superblock.dev,
+                    mount: open_at.path.clone(),
+                    open_at,
+                    namespace: superblock.namespace,
+                    uuid: facts.uuid,
+                    freeze: planned.freeze && ours,
+                    receipt,
+                })
             })
-        });
-        Ok(targets.collect())
+            .collect();
+        let disks: BTreeSet<String> = plan
+            .targets
+            .iter()
+            .flat_map(|planned| disks_of(&guest.disks, guest.superblocks[planned.superblock].dev))
+            .collect();
+        self.settle_hooks(disks.into_iter().collect())?;
+        Ok(targets)
     }
 
     async fn guard(&mut self, targets: Vec<warden::Target>) -> Result<(), End> {
@@ -321,4 +346,13 @@ fn unprepared(error: &PrepareError) -> Refusal {
         PrepareError::Guard { .. } => ("MOUNT_UNUSABLE", "see `ulimit -u` and the memory left"),
     };
     Refusal::new(RefusalKind::FailedPrecondition, reason, error.to_string()).hint(hint)
+}
+
+/// The names of the disks under a file system: those at the bottom, or what it is mounted from if they are not seen.
+fn disks_of(disks: &disks::BlockGraph, superblock: Dev) -> Vec<String> {
+    let names = |devs: Vec<Dev>| -> Vec<String> {
+        devs.into_iter().filter_map(|dev| Some(disks.disk(dev)?.name.clone())).collect()
+    };
+    let bottom = names(disks.leaves(superblock));
+    if bottom.is_empty() { names(disks.members(superblock)) } else { bottom }
 }

@@ -10,9 +10,9 @@ use crate::{
     failpoint,
     hold::{
         end::End,
-        plan::problem,
+        plan::{caller_freezes, problem},
         report::span,
-        survey::{self, level_text},
+        survey,
     },
     proto::{self, Claim, Severity, StepKind, StepOutcome},
     step::{
@@ -38,7 +38,7 @@ impl Work<'_> {
         failpoint::reached("armed").await;
         self.stalled = Some(clock::monotonic());
         for index in 0..self.hooks.len() {
-            if !self.hooks[index].prepare {
+            if self.hooks[index].calls.prepare.is_none() {
                 self.push_hook(index)?;
             }
             self.run_hook(index, hook::Phase::Freeze, until).await?;
@@ -49,6 +49,7 @@ impl Work<'_> {
         self.look_at_databases()?;
         self.claim()?;
         self.arm(self.max_hold()).await?;
+        self.warden.marker().note_held();
         Ok(())
     }
 
@@ -116,8 +117,11 @@ impl Work<'_> {
         let report = self.publisher.current().unwrap_or_default();
         let receipts = self.records.update(&report);
         let left = until.saturating_duration_since(Instant::now());
+        let ours = !caller_freezes(&self.spec);
         self.undos.push(Undo::Filesystems);
-        self.note_tunable();
+        if ours {
+            self.note_tunable();
+        }
         failpoint::reached("freezing").await;
         crate::telemetry::frozen(true);
         let froze = self
@@ -125,13 +129,13 @@ impl Work<'_> {
             .freeze(
                 self.levels.clone(),
                 receipts,
-                self.settings.filesystems.expedite_rcu,
+                self.settings.filesystems.expedite_rcu && ours,
                 left.min(self.settings.hold.max_stall),
                 left.min(self.settings.hold.max_stall + FREEZE_SLACK),
             )
             .await
             .map_err(|error| freeze_failed(&error))?;
-        self.frozen = true;
+        self.all_held = true;
         failpoint::reached("frozen").await;
         for (index, took) in froze {
             self.publisher.step(&self.names[index], |step| {
@@ -140,7 +144,7 @@ impl Work<'_> {
             });
         }
         for (index, name) in self.names.iter().enumerate() {
-            if !self.levels.iter().any(|level| level.contains(&index)) {
+            if ours && !self.levels.iter().any(|level| level.contains(&index)) {
                 self.publisher.step(name, |step| step.set_outcome(StepOutcome::Done));
             }
         }
@@ -175,11 +179,11 @@ impl Work<'_> {
 
     fn claim(&mut self) -> Result<(), End> {
         self.achieved.claims = self.databases.iter().map(|db| db.claim).collect();
-        let (level, required) = (self.achieved.level(), survey::required(&self.settings, &self.spec));
+        let level = self.achieved.level();
         self.publisher.edit(|r| r.set_consistency(level));
-        if level < required {
+        if let Some((wanted, reached)) = self.achieved.lacks(survey::required(&self.settings, &self.spec)) {
             return Err(End::failed(
-                format!("reach {} consistency: only {} was reached", level_text(required), level_text(level)),
+                format!("reach {wanted}: only {reached} was reached"),
                 "the report's problems say what lowered it",
             ));
         }

@@ -11,10 +11,10 @@ use crate::{
     hold::{
         admit,
         end::End,
-        plan::problem,
+        plan::{self, problem},
         record,
         report::span,
-        survey::{self, level_text},
+        survey,
     },
     proto::{self, ReleaseReason, Severity, StepOutcome},
     step::database::Proof,
@@ -53,7 +53,11 @@ impl Work<'_> {
             Undo::Filesystems => {
                 let result = self.thaw(end).await;
                 self.waited = self.wait_so_far();
-                crate::telemetry::frozen(false);
+                match plan::caller_freezes(&self.spec) {
+                    false => crate::telemetry::frozen(false),
+                    // at a deadline the caller's freeze may be there still
+                    true => crate::telemetry::let_out(),
+                }
                 failpoint::reached("thawed").await;
                 result
             }
@@ -82,7 +86,7 @@ impl Work<'_> {
 
     async fn thaw(&mut self, end: &mut End) -> Result<(), String> {
         let held = self.levels.iter().flatten().copied();
-        if self.frozen && end.reason == ReleaseReason::Asked && !self.warden.still_held(held) {
+        if self.all_held && end.reason == ReleaseReason::Asked && !self.warden.still_held(held) {
             let message = "not everything was held any more when the thaw was asked for";
             end.breaches.push(problem(Severity::Refusal, "RELEASED_EARLY", "", message, "take a new snapshot"));
         }
@@ -94,7 +98,7 @@ impl Work<'_> {
             Some(Thawed::Ours | Thawed::Foreign | Thawed::StillStuck) => true,
             Some(Thawed::NeverFrozen) | None => false,
         };
-        if self.frozen && !self.levels.iter().flatten().all(|index| proven(*index)) {
+        if self.all_held && !self.levels.iter().flatten().all(|index| proven(*index)) {
             let message = "not every file system is proven to have been frozen until the thaw";
             end.breaches.push(problem(Severity::Refusal, "NOT_PROVEN", "", message, "take a new snapshot"));
         }
@@ -114,7 +118,7 @@ impl Work<'_> {
                         step.reason.clone_from(&message);
                     });
                     let breach = problem(Severity::Refusal, "FOREIGN_THAW", name, &message, hint);
-                    if !self.frozen {
+                    if !self.all_held {
                         end.thawed_before_held(name, hint);
                     } else if !end.breaches.contains(&breach) {
                         end.breaches.push(breach);
@@ -137,10 +141,10 @@ impl Work<'_> {
 
     /// Each on the session that held: did it hold to the end? Then its locks go.
     async fn prove(&mut self, end: &mut End) {
-        let frozen = self.frozen;
+        let all_held = self.all_held;
         let work = self.databases.iter_mut().filter(|db| db.covered).map(async |db| {
             let begun = Instant::now();
-            let proof = db.end(frozen).await;
+            let proof = db.end(all_held).await;
             (db.step.clone(), proof, begun.elapsed())
         });
         let proofs = join_all(work).await;
@@ -158,18 +162,17 @@ impl Work<'_> {
                 self.publisher.problem(problem);
             }
         }
-        if !frozen {
+        if !all_held {
             return;
         }
         let before = self.achieved.level();
         self.achieved.claims = self.databases.iter().map(|db| db.claim).collect();
-        let (level, required) = (self.achieved.level(), survey::required(&self.settings, &self.spec));
+        let level = self.achieved.level();
         if level < before {
             self.publisher.edit(|r| r.set_consistency(level));
         }
-        if level < required {
-            let message =
-                format!("{} consistency was required, and only {} is proven", level_text(required), level_text(level));
+        if let Some((wanted, proven)) = self.achieved.lacks(survey::required(&self.settings, &self.spec)) {
+            let message = format!("{wanted} was required, and only {proven} is proven");
             end.breaches.push(problem(Severity::Refusal, "DATABASE_NOT_PROVEN", "", &message, "take a new snapshot"));
         }
     }
@@ -177,7 +180,7 @@ impl Work<'_> {
     /// The receipts' last word.
     async fn testify(&mut self, end: &End) {
         let report = self.publisher.current().unwrap_or_default();
-        let held = self.frozen && admit::was_held(&report);
+        let held = self.all_held && admit::was_held(&report);
         let mut report = report;
         if held {
             report.set_reason(end.reason);
@@ -188,7 +191,7 @@ impl Work<'_> {
         }
         let receipts = self.records.update(&report);
         if !receipts.is_empty() {
-            self.warden.testify(receipts, !self.frozen, TESTIFY_LIMIT).await;
+            self.warden.testify(receipts, !self.all_held, TESTIFY_LIMIT).await;
             if report.steps.iter().any(record::has_label) {
                 // the receipt on the log volume has the label, and that volume is copied next
                 let _ = self.warden.flush(FLUSH_LIMIT).await;
@@ -199,12 +202,12 @@ impl Work<'_> {
 
 impl Held {
     /// After the thaw, or instead of a freeze.
-    pub(super) async fn end(&mut self, frozen: bool) -> Option<Proof> {
+    pub(super) async fn end(&mut self, all_held: bool) -> Option<Proof> {
         if self.mid_statement {
             self.cut();
         }
         let session = self.session.take()?;
-        if !frozen || !self.held {
+        if !all_held || !self.held {
             let _ = session.release(CLOSE_LIMIT).await;
             return None;
         }

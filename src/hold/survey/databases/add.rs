@@ -4,7 +4,7 @@ use super::{
     super::{DISCONNECT_LIMIT, Surroundings, Survey, TOUCH_LIMIT, in_a_thread},
     Instance, MOST_PATHS,
     candidates::{Candidate, Unreachable},
-    coverage::{self, Judged},
+    coverage,
     identity::{self, Answered, Works},
     table_files,
 };
@@ -84,7 +84,7 @@ impl Survey {
         let mut described = session.describe();
         let mut judged = self.judge_parts(&session, pid, surroundings).await;
         judged.sort_by_key(|part| part.ground.held);
-        described.paths = judged.iter().take(MOST_PATHS).map(Judged::told).collect();
+        described.paths = judged.iter().take(MOST_PATHS).map(|part| part.told(!self.callers)).collect();
         let outside = coverage::outside(&judged);
         let covered = outside.is_none();
         if let Some((why, hint)) = outside {

@@ -115,12 +115,13 @@ pub(super) struct Judged {
 }
 
 impl Judged {
-    pub(super) fn told(&self) -> proto::DataPath {
+    /// `by_us`: what is held is held by us, not by the caller.
+    pub(super) fn told(&self, by_us: bool) -> proto::DataPath {
         proto::DataPath {
             purpose: self.part.purpose.into(),
             path: self.part.path.display().to_string(),
             filesystem: self.ground.step.clone(),
-            held: self.ground.held,
+            held: self.ground.held && by_us,
         }
     }
 

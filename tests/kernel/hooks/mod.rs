@@ -1,0 +1,8 @@
+//! Promise: hooks run in order, and each one that was started is undone: newest first, once, whatever happened.
+
+pub mod ends;
+pub mod nasty;
+pub mod order;
+pub mod refused;
+pub mod schedules;
+mod story;
