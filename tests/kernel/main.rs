@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         grpc_rules::FACTS,
         guest_agent::FACTS,
         ready::containers::FACTS,
+        ready::documented::FACTS,
         ready::etcd::FACTS,
         ready::mail::FACTS,
         ready::redis::FACTS,

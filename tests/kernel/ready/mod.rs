@@ -2,6 +2,7 @@
 //! servers where Debian has them. The scripts run as shipped, only the list at their top is another.
 
 pub mod containers;
+pub mod documented;
 pub mod etcd;
 pub mod mail;
 pub mod redis;
