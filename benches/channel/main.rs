@@ -51,7 +51,9 @@ fn main() -> ExitCode {
         // in the guest
         [stall::WRITER, file, log] => stall::write(file.as_ref(), log.as_ref()),
         [role, ..] if role.starts_with("--lab-") => lab::main(&[FACTS]),
-        _ if words.iter().any(|word| word == "--bench") => lab::harness::main(FACTS, &["--nocapture".to_owned()], 1),
+        _ if words.iter().any(|word| word == "--bench") => {
+            lab::harness::main(FACTS, &[], &["--nocapture".to_owned()], 1)
+        }
         _ => {
             println!("channel: not run; it measures only under `cargo bench --bench channel`");
             ExitCode::SUCCESS

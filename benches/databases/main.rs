@@ -41,7 +41,9 @@ fn main() -> ExitCode {
         [load::WRITER, socket] => load::write(socket.as_ref()),
         [hook::LOCKER, socket, dir] => hook::hold_lock(socket.as_ref(), dir.as_ref()),
         [role, ..] if role.starts_with("--lab-") => lab::main(&[FACTS]),
-        _ if words.iter().any(|word| word == "--bench") => lab::harness::main(FACTS, &["--nocapture".to_owned()], 1),
+        _ if words.iter().any(|word| word == "--bench") => {
+            lab::harness::main(FACTS, &[], &["--nocapture".to_owned()], 1)
+        }
         _ => {
             println!("databases: not run; it measures only under `cargo bench --bench databases`");
             ExitCode::SUCCESS

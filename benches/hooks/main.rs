@@ -39,7 +39,9 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [role, ..] if role.starts_with("--lab-") => lab::main(&[FACTS]),
-        _ if words.iter().any(|word| word == "--bench") => lab::harness::main(FACTS, &["--nocapture".to_owned()], 1),
+        _ if words.iter().any(|word| word == "--bench") => {
+            lab::harness::main(FACTS, &[], &["--nocapture".to_owned()], 1)
+        }
         _ => {
             println!("hooks: not run; it measures only under `cargo bench --bench hooks`");
             ExitCode::SUCCESS

@@ -259,8 +259,12 @@ pub fn readiness(response: &proto::CheckResponse, strict: bool) -> String {
 
 /// The sentence of `freeze`; `program` is how the daemon that holds is asked again.
 pub fn held(report: &proto::Report, program: &str) -> String {
+    let next = match report.freeze_by() {
+        proto::FreezeBy::Unspecified | proto::FreezeBy::Agent => "take the snapshot",
+        proto::FreezeBy::Caller => "freeze what you freeze, take the snapshot, thaw that",
+    };
     format!(
-        "held: {}, {}, {} (hold {id}): take the snapshot, then `{program} thaw {id}`",
+        "held: {}, {}, {} (hold {id}): {next}, then `{program} thaw {id}`",
         count(report, &[proto::StepOutcome::Done]),
         level(report.consistency()),
         match &report.remaining {
@@ -422,6 +426,21 @@ mod tests {
             held(&report(), "holdstill"),
             "held: 2 file systems and 1 database, application-consistent, for at most 60 s (hold 3f2a): \
              take the snapshot, then `holdstill thaw 3f2a`"
+        );
+    }
+
+    #[test]
+    fn where_the_caller_freezes_it_is_told_to_do_so_before_the_snapshot() {
+        let report = proto::Report {
+            freeze_by: proto::FreezeBy::Caller.into(),
+            consistency: proto::Consistency::Crash.into(),
+            steps: vec![step("db:orders", proto::StepKind::Database, proto::StepOutcome::Done)],
+            ..report()
+        };
+        assert_eq!(
+            held(&report, "holdstill"),
+            "held: 1 database, crash-consistent, for at most 60 s (hold 3f2a): \
+             freeze what you freeze, take the snapshot, thaw that, then `holdstill thaw 3f2a`"
         );
     }
 

@@ -1,7 +1,7 @@
 //! Who can ask this agent to hold, as `check` says it: for people who are setting a machine up, and for those who wonder
 //! why no snapshot ever asked. Plain data in, problems out; never a refusal, because a hold can always be asked for here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::plan::problem;
 use crate::{
@@ -25,6 +25,7 @@ pub fn problems(listen: &Listen, channel: &AgentChannel, platform: Platform) -> 
         return problems;
     }
     match (&channel.device, &channel.owner) {
+        (_, Owner::Other { .. }) if through_qemu_ga(channel).is_some() => {}
         (_, Owner::Us) => problems.extend(unused_hooks(&channel.hooks)),
         (Some(_), Owner::Other { pid, name }) if ways.is_empty() => problems.push(owned(*pid, name, listen.relay)),
         (Some(device), Owner::Other { pid, name }) => {
@@ -60,10 +61,29 @@ fn ways(listen: &Listen, channel: &AgentChannel) -> Vec<String> {
         (GuestAgent::Path(path), _) => Some(format!("in the guest agent's protocol on {}", path.display())),
         (GuestAgent::Vsock(port), _) => Some(format!("in the guest agent's protocol on vsock port {port}")),
     };
+    let agent = agent.or_else(|| through_qemu_ga(channel));
     agent.into_iter().chain(listen.vsock.map(|port| format!("over gRPC on vsock port {port}"))).collect()
 }
 
-/// The stock agent, or something else, answers in our place. A hook of qemu-ga's is no way out, see docs/guest-agent.md.
+/// qemu-ga owns the channel, and its fsfreeze-hook is our adapter. That it was restarted since is not known.
+fn through_qemu_ga(channel: &AgentChannel) -> Option<String> {
+    match &channel.owner {
+        Owner::Other { pid, name } if name == "qemu-ga" && channel.hooks.iter().any(|hook| is_our_adapter(hook)) => {
+            Some(format!(
+                "through qemu-ga (pid {pid}) and our adapter: qemu-ga freezes, databases and hooks are held here"
+            ))
+        }
+        Owner::Other { .. } | Owner::Us | Owner::Nobody => None,
+    }
+}
+
+/// By the name that `hooks install-adapter` gives it.
+fn is_our_adapter(hook: &Path) -> bool {
+    hook.file_name().is_some_and(|name| name == "holdstill-fsfreeze-hook")
+}
+
+/// The stock agent, or something else, answers in our place. A hook of qemu-ga's that freezes is no way out, see
+/// docs/guest-agent.md.
 fn owned(pid: i32, name: &str, relay: bool) -> proto::Problem {
     let message = format!(
         "nobody can ask this agent to hold: {name} (pid {pid}) owns the guest-agent channel, and the hypervisor's freeze \
@@ -80,12 +100,17 @@ fn owned(pid: i32, name: &str, relay: bool) -> proto::Problem {
         }
         (_, true | false) => "end it for good, then `systemctl restart holdstill` takes the channel",
     };
-    let hint = format!("{take}; or set `vsock` in [listen] and let the host ask there, not {name}");
+    let keep = match name {
+        "qemu-ga" => "; or let qemu-ga freeze and hold the rest around it: `holdstill hooks install-adapter qemu-ga`",
+        _ => "",
+    };
+    let hint = format!("{take}; or set `vsock` in [listen] and let the host ask there, not {name}{keep}");
     problem(Severity::Warning, "NOBODY_CAN_ASK", "", &message, &hint)
 }
 
 /// Somebody relied on them while qemu-ga had the channel.
 fn unused_hooks(hooks: &[PathBuf]) -> Option<proto::Problem> {
+    let hooks: Vec<&PathBuf> = hooks.iter().filter(|hook| !is_our_adapter(hook)).collect();
     let first = hooks.first()?;
     let names: Vec<String> = hooks.iter().map(|hook| hook.display().to_string()).collect();
     let message = format!("qemu-ga's fsfreeze-hook does not run when this agent holds: {}", names.join(", "));
@@ -173,7 +198,7 @@ mod tests {
              freeze goes there"
         );
         assert!(problem.hint.starts_with("`systemctl mask --now qemu-guest-agent && systemctl restart holdstill`"));
-        assert!(!problem.hint.contains("hook"), "no hook of qemu-ga's can hold for us");
+        assert!(problem.hint.ends_with("`holdstill hooks install-adapter qemu-ga`"), "{}", problem.hint);
     }
 
     #[test]
@@ -256,6 +281,18 @@ mod tests {
         assert!(found[1].hint.contains("holdstill hooks add /etc/qemu/fsfreeze-hook.d/mysql-flush.sh"));
         ours.owner = qemu_ga();
         assert_eq!(problems(&listen(GuestAgent::Auto, Some(1)), &ours, Platform::Kvm).len(), 2, "there they run");
+    }
+
+    #[test]
+    fn qemu_ga_with_our_adapter_for_a_hook_is_a_way_in_and_without_qemu_ga_that_hook_is_no_loss() {
+        let mut channel = channel(qemu_ga());
+        channel.hooks = vec!["/etc/qemu/holdstill-fsfreeze-hook".into()];
+        let found = problems(&listen(GuestAgent::Auto, None), &channel, Platform::Kvm);
+        let [problem] = &found[..] else { panic!("{found:?}") };
+        assert_eq!((problem.severity(), problem.code.as_str()), (Severity::Note, "CALLERS"));
+        assert!(problem.message.contains("through qemu-ga (pid 612)"), "{}", problem.message);
+        channel.owner = Owner::Us;
+        assert_eq!(said(&listen(GuestAgent::Auto, None), &channel, Platform::Kvm).len(), 1);
     }
 
     proptest! {

@@ -271,7 +271,8 @@ impl Driver {
             not_before,
         );
         let mut end = attempt(&mut desk, &mut work, &mut self.asks, &mut self.events, &self.publisher, admitted).await;
-        tracing::info!(hold = %id, reason = end.reason.as_str_name(), "hold ends");
+        let refusal = end.refusal.as_ref().map(|refusal| refusal.message.as_str());
+        tracing::info!(hold = %id, reason = end.reason.as_str_name(), refusal, "hold ends");
 
         self.publisher.phase(Phase::Releasing);
         failpoint::reached("releasing").await;

@@ -8,6 +8,7 @@
 #[expect(dead_code, reason = "the other tests use the rest of it")]
 mod lab;
 
+mod caller_freezes;
 mod coordinates;
 mod differences;
 mod discovery;
@@ -33,6 +34,7 @@ const FACTS: &[&[lab::Fact]] = &[
     logs_later::FACTS,
     logs_after_thaw::FACTS,
     held::FACTS,
+    caller_freezes::FACTS,
     discovery::FACTS,
     hazards::FACTS,
 ];

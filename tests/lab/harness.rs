@@ -98,55 +98,60 @@ enum End {
     Skipped(String),
 }
 
-/// The harness itself; `side_by_side` facts run at the same time.
-pub fn main(facts: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
+/// The harness itself; `side_by_side` facts of `together` run at the same time, and then those of `alone`.
+pub fn main(together: &[Fact], alone: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
     let wanted = Wanted::parse(args);
-    let chosen: Vec<Fact> = facts.iter().copied().filter(|f| wanted.wants(short(f.name))).collect();
+    let known = together.len() + alone.len();
+    let of = |facts: &[Fact]| facts.iter().copied().filter(|f| wanted.wants(short(f.name))).collect::<Vec<Fact>>();
+    let (together, alone) = (of(together), of(alone));
+    let all = together.len() + alone.len();
     if wanted.list {
-        for fact in &chosen {
+        for fact in together.iter().chain(&alone) {
             println!("{}: test", short(fact.name));
         }
         return ExitCode::SUCCESS;
     }
-    println!("\nrunning {} tests", chosen.len());
+    println!("\nrunning {all} tests");
     let begun = now();
     // one kernel, one RCU tunable, one lab at a time; also between processes
     let lock = lock();
-    let next = AtomicUsize::new(0);
     let count = Mutex::new(Count::default());
-    // whoever starts a world waits for its end: a world ends with the thread that started it
-    let work = || {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(fact) = chosen.get(number) else { return };
-            if side_by_side == 1 {
-                print!("test {} ... ", short(fact.name));
-                let _ = io::stdout().flush();
+    for (chosen, first, side_by_side) in [(&together, 0, side_by_side), (&alone, together.len(), 1)] {
+        let next = AtomicUsize::new(0);
+        // whoever starts a world waits for its end: a world ends with the thread that started it
+        let work = || {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(fact) = chosen.get(at) else { return };
+                if side_by_side == 1 {
+                    print!("test {} ... ", short(fact.name));
+                    let _ = io::stdout().flush();
+                }
+                let begun = now();
+                let end = match &lock {
+                    Ok(_) => run(fact, first + at, wanted.no_capture),
+                    Err(e) => End::Skipped(format!("kernel tests need root and a lab directory: {e}")),
+                };
+                let mut count = count.lock().expect("nobody panics while printing");
+                if side_by_side > 1 {
+                    print!("test {} ... ", short(fact.name));
+                }
+                count.tell(first + at, fact, end, (now() - begun).as_secs_f64());
             }
-            let begun = now();
-            let end = match &lock {
-                Ok(_) => run(fact, number, wanted.no_capture),
-                Err(e) => End::Skipped(format!("kernel tests need root and a lab directory: {e}")),
-            };
-            let mut count = count.lock().expect("nobody panics while printing");
-            if side_by_side > 1 {
-                print!("test {} ... ", short(fact.name));
+        };
+        thread::scope(|scope| {
+            for _ in 0..side_by_side {
+                scope.spawn(work);
             }
-            count.tell(number, fact, end, (now() - begun).as_secs_f64());
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 0..side_by_side {
-            scope.spawn(work);
-        }
-    });
+        });
+    }
     let mut count = count.into_inner().expect("nobody panics while printing");
-    if count.failed.len() <= SECOND_TRIES && chosen.len() > SECOND_TRIES {
+    if count.failed.len() <= SECOND_TRIES && all > SECOND_TRIES {
         for (number, fact) in std::mem::take(&mut count.failed) {
             print!("second try: test {} ... ", short(fact.name));
             let _ = io::stdout().flush();
             let begun = now();
-            let end = run(&fact, chosen.len() + number, wanted.no_capture);
+            let end = run(&fact, all + number, wanted.no_capture);
             count.tell(number, &fact, end, (now() - begun).as_secs_f64());
         }
     }
@@ -159,7 +164,7 @@ pub fn main(facts: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
     println!(
         "\ntest result: {word}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; {} filtered out; \
          finished in {:.1}s\n",
-        facts.len() - chosen.len(),
+        known - all,
         (now() - begun).as_secs_f64()
     );
     // as Rust's own harness ends when tests failed

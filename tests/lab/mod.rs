@@ -15,6 +15,7 @@
 //! A fact panics to fail, and calls [`Lab::skip`] when it cannot be run here. What is noticed too late to panic (in a
 //! `Drop`) is noted with [`Lab::trouble`] and fails the fact at its end.
 
+pub mod adapter;
 pub mod daemon;
 pub mod database;
 pub mod disk;
@@ -75,9 +76,19 @@ pub fn main(facts: &[&'static [Fact]]) -> ExitCode {
     main_side_by_side(facts, 1)
 }
 
-/// As [`main`], with so many facts at the same time: for those that leave the machine's kernel alone.
+/// As [`main`], with so many facts at the same time: for those that measure nothing.
 pub fn main_side_by_side(facts: &[&'static [Fact]], side_by_side: usize) -> ExitCode {
-    let facts: Vec<Fact> = facts.concat();
+    main_of(facts, &[], side_by_side)
+}
+
+/// Two facts at a time, and then, one after another, those that look at how long something takes.
+pub fn main_of_two_kinds(facts: &[&'static [Fact]], alone: &[&'static [Fact]]) -> ExitCode {
+    main_of(facts, alone, 2)
+}
+
+fn main_of(together: &[&'static [Fact]], alone: &[&'static [Fact]], side_by_side: usize) -> ExitCode {
+    let (together, alone) = (together.concat(), alone.concat());
+    let facts = [together.as_slice(), alone.as_slice()].concat();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
@@ -89,7 +100,7 @@ pub fn main_side_by_side(facts: &[&'static [Fact]], side_by_side: usize) -> Exit
             database::ledger::repeat_forever(engine, address, Path::new(progress), sql)
         }
         ["--lab-enter", place @ ..] => database::enter::enter(place),
-        _ => harness::main(&facts, &args, side_by_side),
+        _ => harness::main(&together, &alone, &args, side_by_side),
     }
 }
 

@@ -47,11 +47,17 @@ impl QemuGa {
         self.stream.read_line(&mut line).expect("it answers");
         serde_json::from_str(&line).expect("one JSON object a line")
     }
+
+    pub fn kill(&mut self) {
+        signal(self.child.id().cast_signed(), nix::sys::signal::Signal::SIGKILL);
+        finish(&mut self.child, Duration::from_secs(5));
+    }
 }
 
 impl Drop for QemuGa {
     fn drop(&mut self) {
-        signal(self.child.id().cast_signed(), nix::sys::signal::Signal::SIGKILL);
-        finish(&mut self.child, Duration::from_secs(5));
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            self.kill();
+        }
     }
 }

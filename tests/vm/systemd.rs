@@ -201,11 +201,39 @@ fn under_systemd_writers_go_on_and_the_agent_comes_back_whatever_happens_to_it(l
     }
     assert_eq!(guest.sh("systemctl list-units --failed --plain --no-legend"), "");
 
+    units_stand_still_and_go_on(&guest);
+
     freeze();
     let begun = now();
     guest.sh("systemctl reboot");
     assert!(guest.ends_within(Duration::from_secs(60)), "a reboot hangs while held");
     println!("systemctl reboot while held: {:.1?}", now() - begun);
+}
+
+/// The ready-made hook, as shipped but for its list: it freezes or stops units, and lets go on what it did that to.
+fn units_stand_still_and_go_on(guest: &Machine) {
+    let unit = |name: &str| format!("[Service]\nExecStart=/bin/sh -c 'while sleep 0.1; do echo >>/run/{name}; done'\n");
+    for name in ["counts", "frozen-before", "down"] {
+        guest.write(&format!("/run/systemd/system/{name}.service"), &unit(name));
+    }
+    guest.sh("systemctl daemon-reload; systemctl start counts frozen-before; systemctl freeze frozen-before");
+    let hook = "/etc/holdstill/hooks.d/30-systemd-units";
+    let sample = include_str!("../../hooks/30-systemd-units.sample");
+    let sample = sample.replace("shop-worker.service", "counts.service\nfrozen-before.service\ndown.service");
+    guest.write(&format!("{hook}.toml"), "timeout = \"30s\"\n");
+    let state = || guest.sh("systemctl show --value -p ActiveState -p FreezerState counts").replace('\n', " ");
+    let moves = "n=$(wc -l </run/counts); sleep 1; [ $(wc -l </run/counts) -gt $n ]";
+    for (way, while_held) in [("freeze", "active frozen"), ("stop", "inactive running")] {
+        guest.write(hook, &sample.replace("way=stop ", &format!("way={way} ")));
+        guest.sh(&format!("chmod 755 {hook}; sync; {moves}"));
+        assert_eq!(host(guest).freeze(), json!(2), "{way}");
+        assert_eq!(state().trim(), while_held, "{way}");
+        assert_eq!(host(guest).ask("guest-fsfreeze-thaw", Value::Null), json!(2), "{way}");
+        assert!(guest.becomes(moves, SOON), "{way}: it does not go on");
+        assert_eq!(guest.sh("systemctl show --value -p FreezerState frozen-before").trim(), "frozen", "{way}");
+        assert_eq!(guest.sh("systemctl show --value -p ActiveState down").trim(), "inactive", "{way}");
+    }
+    guest.sh(&format!("rm {hook} {hook}.toml; systemctl thaw frozen-before; systemctl stop counts frozen-before"));
 }
 
 /// One of the two disks becomes so slow, in the last moment before the freeze, that the kernel does not finish FIFREEZE.

@@ -52,7 +52,7 @@ impl Ticket {
     /// read(2).
     pub fn left(&mut self) -> io::Result<Left> {
         self.0.rewind()?;
-        read(&*self.0)
+        read(&self.0)
     }
 
     /// # Errors

@@ -90,6 +90,26 @@ fn every_file_system_gets_an_outcome_and_a_reason() {
 }
 
 #[test]
+fn where_the_caller_freezes_everything_in_scope_is_written_back_and_nothing_is_claimed_or_missed() {
+    let mut unreachable = superblock(2, "/srv", "ext4", Kind::Freezable);
+    unreachable.open_at = None;
+    let mut world = World::new(vec![
+        superblock(1, "/", "ext4", Kind::Freezable),
+        unreachable,
+        superblock(5, "/boot/efi", "vfat", Kind::FlushOnly),
+    ]);
+    world.spec.set_freeze_by(proto::FreezeBy::Caller);
+    let plan = world.plan().unwrap();
+    assert!(plan.steps.iter().all(|s| s.outcome() == StepOutcome::Skipped && !s.required && !s.reason.is_empty()));
+    assert_eq!(plan.targets.len(), 2, "written back while nobody waits");
+    let codes: Vec<&str> = plan.problems.iter().map(|p| p.code.as_str()).collect();
+    assert_eq!(codes, ["CALLER_FREEZES"], "what the caller cannot freeze is not known here");
+    // whether there is anything to hold is the databases' and hooks' answer
+    world.superblocks.clear();
+    assert!(world.plan().unwrap().refusals.is_empty());
+}
+
+#[test]
 fn a_flushed_file_system_lowers_the_level_if_it_is_open_for_writing() {
     let mut world =
         World::new(vec![superblock(1, "/", "ext4", Kind::Freezable), superblock(5, "/efi", "vfat", Kind::FlushOnly)]);

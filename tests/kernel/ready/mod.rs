@@ -1,8 +1,12 @@
 //! Promise: the hooks and reporters that are shipped ready-made in `hooks/` do what their first lines say, with the real
 //! servers where Debian has them. The scripts run as shipped, only the list at their top is another.
 
+pub mod containers;
+pub mod documented;
+pub mod etcd;
 pub mod mail;
 pub mod redis;
+pub mod sqlite;
 
 use std::{
     fs,
