@@ -42,6 +42,7 @@ fn main() -> ExitCode {
         own_only::FACTS,
         hooks::order::FACTS,
         hooks::ends::FACTS,
+        hooks::place::FACTS,
         hooks::nasty::FACTS,
         hooks::refused::FACTS,
         hooks::schedules::FACTS,

@@ -1,6 +1,12 @@
 //! Running hooks: the undo first, then the phase; and their undo.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt,
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -53,7 +59,11 @@ impl Work<'_> {
         self.reported = Some(phase);
         let Some(report) = self.publisher.current() else { return };
         let (path, new) = (self.settings.paths.run.join(REPORT), self.settings.paths.run.join(".report.json"));
-        let written = fs::write(&new, to_json(&report).to_string()).and_then(|()| fs::rename(&new, &path));
+        // who may ask for a report is said in [access]: here it is root alone
+        let mut file = OpenOptions::new();
+        let file = file.write(true).create(true).truncate(true).mode(0o600).open(&new);
+        let written = file.and_then(|mut file| file.write_all(to_json(&report).to_string().as_bytes()));
+        let written = written.and_then(|()| fs::rename(&new, &path));
         if let Err(error) = written {
             tracing::warn!(hold = %self.id, %error, "could not write the report for hooks");
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::story::{Story, story};
-use crate::lab::{Lab, daemon::step, process::signal};
+use crate::lab::{Lab, process::signal};
 
 facts! {
     a_caller_gone_while_preparing_has_its_hooks_undone,
@@ -18,7 +18,6 @@ facts! {
     rescue_undoes_the_hooks_of_who_was_killed_once,
     the_next_daemon_undoes_the_hooks_of_who_was_killed_once,
     an_undo_under_way_when_the_daemon_is_killed_is_not_begun_again,
-    hooks_of_a_lost_hold_know_whose_they_are,
 }
 
 /// Where a hold is when something happens to it. Each is the moment after a line is told.
@@ -166,20 +165,4 @@ fn an_undo_under_way_when_the_daemon_is_killed_is_not_begun_again(lab: &Lab) {
     it.expect(story);
     it.next_daemon();
     it.expect(story);
-}
-
-fn hooks_of_a_lost_hold_know_whose_they_are(lab: &Lab) {
-    let mut it = story(lab);
-    it.hook("a").does("thaw", "env | grep ^HOLDSTILL_ >$d/environment");
-    it.freeze().exits(0);
-    it.lose_everybody();
-    it.rescue().exits(0);
-    let seen = std::fs::read_to_string(it.notes.join("environment")).expect("its thaw ran");
-    for expected in ["ID=told", "PHASE=thaw", "REASON=daemon_lost"] {
-        assert!(seen.lines().any(|line| line == format!("HOLDSTILL_{expected}")), "no {expected}:\n{seen}");
-    }
-    it.next_daemon();
-    let report = it.report();
-    assert_eq!((&report["verdict"], &report["reason"]), (&"broken".into(), &"daemon_lost".into()), "{report:#}");
-    assert_eq!(step(&report, "hook:10-a")["kind"], "hook", "{report:#}");
 }

@@ -3,6 +3,7 @@
 pub mod ends;
 pub mod nasty;
 pub mod order;
+pub mod place;
 pub mod refused;
 pub mod schedules;
 mod story;

@@ -16,6 +16,8 @@ facts! {
     hooks_run_up_before_and_down_after,
     hooks_run_in_byte_order_of_their_names,
     one_that_prepared_is_undone_after_those_that_did_not,
+    one_that_only_prepares_is_undone_too,
+    where_the_caller_freezes_hooks_are_undone_too,
     a_failed_hook_is_undone_too_then_what_came_before_it,
     one_that_fails_while_preparing_is_undone_and_nobody_waited,
     a_hook_beyond_its_limit_is_ended_with_its_children_and_undone,
@@ -32,7 +34,6 @@ facts! {
     an_optional_hook_that_fails_lowers_the_level_and_says_why,
     an_optional_hook_that_fails_is_not_enough_for_who_wants_the_application,
     the_next_hold_starts_a_new_story,
-    hooks_see_which_hold_they_serve,
 }
 
 fn hooks_run_up_before_and_down_after(lab: &Lab) {
@@ -63,6 +64,27 @@ fn one_that_prepared_is_undone_after_those_that_did_not(lab: &Lab) {
     it.expect("b prepare, a freeze, b freeze, c freeze");
     assert_eq!(it.daemon().thaw()["verdict"], "unbroken");
     it.expect("b prepare, a freeze, b freeze, c freeze, c thaw asked, a thaw asked, b thaw asked");
+}
+
+fn one_that_only_prepares_is_undone_too(lab: &Lab) {
+    let it = story(lab);
+    it.hook("a").hook("b").only_prepares();
+    it.freeze().exits(0);
+    assert_eq!(it.daemon().thaw()["verdict"], "unbroken");
+    it.expect("b prepare, a freeze, a thaw asked, b thaw asked");
+}
+
+fn where_the_caller_freezes_hooks_are_undone_too(lab: &Lab) {
+    let it = story(lab);
+    it.hook("a").hook("b");
+    it.daemon().freeze(&["--caller-freezes"]);
+    it.assert_moving(); // no file system is frozen, by us or anybody
+    it.daemon().thaw();
+    it.expect("a freeze, b freeze, b thaw asked, a thaw asked");
+    it.clear();
+    it.hook("a").hook("b").fails_in("freeze");
+    it.daemon().cli(&["freeze", "--caller-freezes"]).exits(1).says("11-b");
+    it.expect("a freeze, b freeze, b thaw step_failed, a thaw step_failed");
 }
 
 fn a_failed_hook_is_undone_too_then_what_came_before_it(lab: &Lab) {
@@ -257,17 +279,4 @@ fn the_next_hold_starts_a_new_story(lab: &Lab) {
     it.freeze().exits(0);
     it.daemon().thaw();
     it.expect("a freeze, c freeze, c thaw asked, a thaw asked");
-}
-
-fn hooks_see_which_hold_they_serve(lab: &Lab) {
-    let it = story(lab);
-    let environment = it.notes.join("environment");
-    it.hook("a").does("freeze", &format!("env | grep ^HOLDSTILL_ >{}", environment.display()));
-    it.daemon().freeze(&["--id", "who-asks", "--label", "nightly", "--for", "5s"]);
-    it.daemon().thaw();
-    let seen = fs::read_to_string(environment).expect("the hook ran");
-    for expected in ["ID=who-asks", "PHASE=freeze", "LABEL=nightly", "MAX_HOLD_SECONDS=5"] {
-        assert!(seen.lines().any(|line| line == format!("HOLDSTILL_{expected}")), "no {expected}:\n{seen}");
-    }
-    assert!(seen.contains(&format!("HOLDSTILL_MOUNTS={}", it.disks[0].at())), "{seen}");
 }

@@ -116,6 +116,11 @@ impl<'lab> Story<'lab> {
         self.last(|hook| hook.settings.push("prepare = true".into()))
     }
 
+    /// It runs in `prepare`, and not in `freeze`.
+    pub fn only_prepares(&self) -> &Self {
+        self.last(|hook| hook.settings.push("phases = [\"prepare\"]".into()))
+    }
+
     pub fn optional(&self) -> &Self {
         self.last(|hook| hook.settings.push("required = false".into()))
     }
