@@ -15,6 +15,7 @@ facts! {
     a_lost_warden_has_its_hooks_undone,
     a_daemon_told_to_stop_undoes_its_hooks_first,
     the_survivors_of_a_killed_daemon_undo_its_hooks_once,
+    the_survivors_of_a_stopped_daemon_undo_its_hooks_once,
     rescue_undoes_the_hooks_of_who_was_killed_once,
     the_next_daemon_undoes_the_hooks_of_who_was_killed_once,
     an_undo_under_way_when_the_daemon_is_killed_is_not_begun_again,
@@ -134,6 +135,17 @@ fn a_daemon_told_to_stop_undoes_its_hooks_first(lab: &Lab) {
 
 fn the_survivors_of_a_killed_daemon_undo_its_hooks_once(lab: &Lab) {
     at_each_moment(lab, "daemon_lost", |it| it.daemon().kill());
+}
+
+fn the_survivors_of_a_stopped_daemon_undo_its_hooks_once(lab: &Lab) {
+    let mut it = Moment::Quiescing.of(lab);
+    let client = it.freeze_until("d freeze");
+    it.daemon().stop();
+    it.expect(&Moment::Quiescing.story("daemon_lost"));
+    it.assert_moving();
+    client.finish_within(Duration::from_secs(10)).exits(5);
+    it.next_daemon();
+    it.expect(&Moment::Quiescing.story("daemon_lost"));
 }
 
 fn rescue_undoes_the_hooks_of_who_was_killed_once(lab: &Lab) {
