@@ -55,6 +55,8 @@ pub async fn answer(global: &cli::Global, args: cli::Adapter) -> u8 {
     };
     let adapter = Adapter::new(global, &args);
     let came = match asked {
+        // every hook has that, and nothing else does: `run` sets the id alone
+        Asked::Before | Asked::After | Asked::Try if std::env::var_os("HOLDSTILL_PHASE").is_some() => Came::OurOwn,
         Asked::Before => adapter.before().await.unwrap_or_else(Came::NotHeld),
         Asked::After => adapter.after().await.unwrap_or_else(Came::Unknown),
         Asked::Try => adapter.could().await.unwrap_or_else(|failure| Came::NotReady(failure.message)),

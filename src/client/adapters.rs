@@ -128,7 +128,7 @@ fn qemu_ga(root: &Path) -> Kit {
     let mut then = then.to_owned();
     let others = below(root, to).with_file_name("fsfreeze-hook.d");
     if fs::read_dir(&others).is_ok_and(|mut entries| entries.next().is_some()) {
-        then += "; scripts in fsfreeze-hook.d do not run any more then: let holdstill run them, see `holdstill hooks add --help`";
+        then += "; scripts in fsfreeze-hook.d do not run any more then: let holdstill run them, `holdstill hooks add --convention qemu`";
     }
     let pieces = vec![Piece { to, mode: 0o755, text: shipped!("qemu-ga") }];
     Kit { freezes: "the agent", pieces, then, document: "" }

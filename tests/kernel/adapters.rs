@@ -30,6 +30,7 @@ facts! {
     the_data_lifecycle_manager_hears_each_of_its_six_statuses,
     an_agent_that_kills_its_script_leaves_nothing_held,
     what_a_crash_left_behind_stops_no_later_hold,
+    an_adapter_among_the_scripts_that_our_own_hold_runs_is_in_nobodys_way,
 }
 
 const VMWARE: &str = "/etc/vmware-tools/backupScripts.d/50-holdstill";
@@ -310,4 +311,12 @@ fn what_a_crash_left_behind_stops_no_later_hold(lab: &Lab) {
     let fresh = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&ticket).expect("it is there").permissions());
     assert_eq!((mode & 0o022, fresh & 0o777), (0, 0o600));
     assert_eq!(it.adapter.call(VMWARE, &["thaw"]), Some(0));
+}
+
+fn an_adapter_among_the_scripts_that_our_own_hold_runs_is_in_nobodys_way(lab: &Lab) {
+    let it = driven(lab, "vmware", "20s");
+    it.daemon.setup().hook("50-holdstill", &format!("exec {} $1", it.adapter.path(VMWARE).display()));
+    let report = it.daemon.freeze(&[]);
+    assert!(step(&report, "hook:50-holdstill").to_string().contains("nothing to do"), "{report:#}");
+    assert_eq!(it.daemon.thaw()["verdict"], "unbroken");
 }

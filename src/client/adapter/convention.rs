@@ -35,6 +35,8 @@ pub enum Came {
     NeverHeld(String),
     /// nothing is held for this agent
     NotOurs,
+    /// it is our own hold that runs the adapter as a hook, for it lies among the agent's scripts
+    OurOwn,
     /// nobody answered what came of it
     Unknown(Failure),
 }
@@ -89,7 +91,7 @@ impl Came {
 
     fn plain(&self, if_not_held: IfNotHeld, goes_on: u8) -> u8 {
         match self {
-            Came::Held | Came::Nothing | Came::Ready | Came::Unbroken => 0,
+            Came::Held | Came::Nothing | Came::Ready | Came::Unbroken | Came::OurOwn => 0,
             // these agents also call after a failed `before`, or without any
             Came::NeverHeld(_) | Came::NotOurs => 0,
             Came::HeldAlready(_) | Came::NotHeld(_) => match if_not_held {
@@ -102,7 +104,7 @@ impl Came {
 
     fn dlm(&self, if_not_held: IfNotHeld) -> u8 {
         match self {
-            Came::Held | Came::Nothing | Came::Ready | Came::Unbroken => 0,
+            Came::Held | Came::Nothing | Came::Ready | Came::Unbroken | Came::OurOwn => 0,
             Came::NotHeld(_) if if_not_held == IfNotHeld::GoOn => 0,
             Came::NotHeld(_) => dlm::PRE_FAILED,
             Came::HeldAlready(_) => dlm::PRE_AGAIN,
@@ -120,6 +122,7 @@ impl Came {
             Came::Held | Came::Ready | Came::Unbroken => String::new(),
             Came::Nothing => "nothing is held here for its snapshot, so nothing is claimed of it".into(),
             Came::NotOurs => "nothing is held for this agent".into(),
+            Came::OurOwn => "a hook of the hold that is going on: there is nothing to do".into(),
             Came::HeldAlready(why) | Came::NotReady(why) | Came::Broken(why) | Came::NeverHeld(why) => why.clone(),
             Came::NotHeld(failure) | Came::Unknown(failure) => match failure.hint.as_str() {
                 "" => failure.message.clone(),
