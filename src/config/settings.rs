@@ -402,6 +402,7 @@ fn convention(row: &View<'_>) -> Result<hook::SwitchedOn, Error> {
         user: row.text("user")?,
         argument,
         phases: None,
+        holds: Vec::new(),
     };
     Ok(hook::SwitchedOn { name, settings, at: PathBuf::from(row.at.to_string()) })
 }

@@ -156,7 +156,7 @@ fn a_command_line_that_hangs_is_ended_before_the_deadline(lab: &Lab) {
 }
 
 fn a_snapshot_that_came_after_the_deadline_is_tagged_broken_or_deleted(lab: &Lab) {
-    let cloud = cloud(lab, "ebs", "FOR=500ms");
+    let cloud = cloud(lab, "ebs", "FOR=300ms");
     cloud.mode("late");
     cloud.snapshot().exits(3).says("BROKEN").says("no better than a pulled plug");
     let cut = cloud.remembers();

@@ -124,6 +124,7 @@ fn settings(args: &AddHook) -> Result<Settings, Failure> {
         user: args.user.clone(),
         phases: (!phases.is_empty()).then_some(phases),
         argument: args.argument.clone(),
+        holds: args.holds.clone(),
         ..Settings::default()
     })
 }

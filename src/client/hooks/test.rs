@@ -168,6 +168,7 @@ mod tests {
             user: None,
             calls: hook::Calls::default(),
             statuses: hook::Statuses::Zero,
+            holds: Vec::new(),
         };
         let ran = |code, output: &str| hook::Ran {
             took: std::time::Duration::from_millis(2),

@@ -145,6 +145,7 @@ fn hook(dir: &Path, name: &str, own: Option<SwitchedOn>, default_limit: Duration
         user,
         calls,
         statuses: Statuses::Zero,
+        holds: settings.holds,
         path,
     })
 }

@@ -27,11 +27,11 @@ use std::{
 
 pub use list::{Listing, SwitchedOn, ignored, list};
 pub use run::{Held, environment, run, run_signed};
-pub use settings::Settings;
+pub use settings::{Settings, not_an_engine};
 pub use usable::{Started, guarded, interpreter as startable, usable};
 pub use user::User;
 
-use crate::proto;
+use crate::{guest::databases::Engine, proto};
 
 /// One usable hook, as found while preparing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +47,8 @@ pub struct Hook {
     pub user: Option<User>,
     pub calls: Calls,
     pub statuses: Statuses,
+    /// running engines that it brings to a consistent point, as its settings say
+    pub holds: Vec<Engine>,
 }
 
 /// What is executed in each phase; `None`: nothing. `thaw` comes once for whatever was started, whether or not it ran.
@@ -292,6 +294,7 @@ mod tests {
             user: None,
             calls: Calls { freeze: Some(call), ..Calls::default() },
             statuses: Statuses::Zero,
+            holds: Vec::new(),
         };
         let mut named = hook.clone();
         let disks = vec!["sda".to_owned(), "sdb".to_owned()];

@@ -9,6 +9,7 @@ use std::{
 use toml::{Table, Value};
 
 use super::{Error, Phase, convention::Convention, unusable, usable::read_guarded};
+use crate::guest::databases::Engine;
 
 /// What a settings file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Settings {
     pub user: Option<String>,
     /// besides `thaw`, which comes for whatever was started
     pub phases: Option<Vec<Phase>>,
+    /// running engines that this hook brings to a consistent point
+    pub holds: Vec<Engine>,
     /// these are no hook's settings, but other agents' scripts
     pub convention: Option<Convention>,
     /// where those are, if not where their agent keeps them
@@ -30,7 +33,7 @@ pub struct Settings {
 /// Longest settings file that is read, in bytes.
 const LONGEST: u64 = 64 * 1024;
 
-const KEYS: [&str; 8] = ["timeout", "required", "user", "phases", "prepare", "convention", "path", "argument"];
+const KEYS: [&str; 9] = ["timeout", "required", "user", "phases", "prepare", "holds", "convention", "path", "argument"];
 
 const EXAMPLE: &str =
     "the keys are timeout = \"5s\", required = true, user = \"root\", phases = [\"prepare\", \"freeze\"]";
@@ -59,6 +62,7 @@ impl Settings {
                 "required" => settings.required = Some(flag()?),
                 "prepare" => prepare = Some(flag()?),
                 "phases" => settings.phases = Some(phases(value).map_err(wrong)?),
+                "holds" => settings.holds = engines(value).map_err(wrong)?,
                 "user" => settings.user = Some(text("postgres")?.to_owned()),
                 "argument" => settings.argument = Some(text("nightly")?.to_owned()),
                 "path" => settings.path = Some(absolute(text("/etc/qemu/fsfreeze-hook.d")?).map_err(wrong)?),
@@ -121,6 +125,9 @@ impl Settings {
         if let Some(user) = &self.user {
             put("user", user.as_str().into());
         }
+        if !self.holds.is_empty() {
+            put("holds", self.holds.iter().map(|engine| Value::from(engine.to_string())).collect::<Vec<_>>().into());
+        }
         if let Some(phases) = &self.phases {
             put("phases", phases.iter().map(|phase| Value::from(phase.as_str())).collect::<Vec<_>>().into());
         }
@@ -139,6 +146,18 @@ fn phases(value: &Value) -> Result<Vec<Phase>, String> {
         .iter()
         .map(|word| known(word).ok_or_else(|| format!("`phases` has {word}; there are prepare, freeze and thaw")))
         .collect()
+}
+
+fn engines(value: &Value) -> Result<Vec<Engine>, String> {
+    let words = value.as_array().ok_or_else(|| format!("`holds` must be a list such as [\"redis\"], not {value}"))?;
+    let known = |word: &Value| word.as_str().and_then(Engine::named).ok_or_else(|| not_an_engine(&word.to_string()));
+    words.iter().map(known).collect()
+}
+
+/// Why it is none, and which there are.
+pub fn not_an_engine(word: &str) -> String {
+    let all: Vec<String> = Engine::ALL.iter().map(ToString::to_string).collect();
+    format!("{word} is no engine that is looked for; there are {}", all.join(", "))
 }
 
 fn limit(text: &str) -> Result<Duration, String> {
@@ -192,6 +211,8 @@ mod tests {
             ("convention = \"qemu\"\nargument = \"x\"", "only the convention vmware"),
             ("convention = \"qemu\"\nprepare = true", "has its own phases"),
             ("user = \"\"", "must be text"),
+            ("holds = [\"reddis\"]", "no engine that is looked for; there are postgresql,"),
+            ("holds = \"redis\"", "must be a list"),
         ] {
             let said = parse(text).expect_err(text);
             assert!(said.contains(why), "{text}: {said}");
@@ -206,7 +227,7 @@ mod tests {
         ) {
             let own = Settings {
                 timeout: millis.map(Duration::from_millis), required, user,
-                phases: prepare.then(|| vec![Phase::Prepare]), ..Settings::default()
+                phases: prepare.then(|| vec![Phase::Prepare]), holds: vec![Engine::Redis], ..Settings::default()
             };
             prop_assert_eq!(parse(&own.to_toml()).expect("it was written by us"), own.clone());
             let foreign = Settings {

@@ -50,7 +50,7 @@ impl Host<'_> {
     fn moves(&self, name: &str) -> bool {
         let count = || fs::read_to_string(self.dir.join(name).join("count")).unwrap_or_default();
         let before = count();
-        until(Duration::from_millis(300), || !count().trim().is_empty() && count() != before)
+        until(Duration::from_millis(500), || !count().trim().is_empty() && count() != before)
     }
 }
 

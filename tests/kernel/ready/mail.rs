@@ -93,16 +93,14 @@ fn a_failure_is_mailed_with_verdict_level_and_a_body_for_people(lab: &Lab) {
 }
 
 fn failures_in_a_row_are_one_mail_and_the_next_one_says_how_many_there_were(lab: &Lab) {
-    let it = mail(
-        lab,
-        &[("every=900 ", "every=2 "), ("when=failures ", "when=all "), ("expect='' ", "expect=application ")],
-    );
+    let it = mail(lab, &[("when=failures ", "when=all "), ("expect='' ", "expect=application ")]);
     for id in ["a", "b", "c"] {
         it.held(id);
     }
     assert_eq!(it.mails().len(), 1);
     assert!(it.mail(1).contains("held, ONLY filesystem-consistent, application was expected"), "{}", it.mail(1));
-    std::thread::sleep(Duration::from_secs(2));
+    // as if it had been an hour ago
+    fs::write("/run/holdstill-mail/low.last", "0").expect("memory");
     it.held("d");
     assert!(it.mail(2).contains("2 more of this kind since the last mail"), "{}", it.mail(2));
 }
