@@ -3,7 +3,7 @@
 
 use std::{fs, time::Duration};
 
-use super::story::{has_problem, story, story_over};
+use super::story::{story, story_over};
 use crate::lab::{
     Lab, Type,
     daemon::step,
@@ -28,11 +28,6 @@ facts! {
     hooks_are_undone_when_no_file_system_froze,
     too_long_a_preparation_is_refused_and_undone,
     too_long_a_quiesce_is_undone,
-    a_failed_undo_does_not_stop_the_others_and_is_reported,
-    an_undo_beyond_its_limit_does_not_stop_the_others,
-    an_undo_killed_by_a_signal_does_not_stop_the_others,
-    an_optional_hook_that_fails_lowers_the_level_and_says_why,
-    an_optional_hook_that_fails_is_not_enough_for_who_wants_the_application,
     the_next_hold_starts_a_new_story,
 }
 
@@ -198,74 +193,6 @@ fn too_long_a_quiesce_is_undone(lab: &Lab) {
     let answer = it.freeze();
     answer.exits(1);
     assert!(answer.took < Duration::from_secs(3), "{answer:?}");
-    it.expect("a freeze, b freeze, b thaw step_failed, a thaw step_failed");
-    it.assert_moving();
-}
-
-fn a_failed_undo_does_not_stop_the_others_and_is_reported(lab: &Lab) {
-    let it = story(lab);
-    it.hook("a").hook("b").fails_in("thaw").hook("c");
-    it.freeze().exits(0);
-    let report = it.daemon().thaw();
-    it.expect("a freeze, b freeze, c freeze, c thaw asked, b thaw asked, a thaw asked");
-    assert_eq!(step(&report, "hook:11-b")["outcome"], "undo_failed", "{report:#}");
-    assert_eq!(step(&report, "hook:10-a")["outcome"], "undone", "{report:#}");
-    assert!(has_problem(&report, "UNDO_FAILED"), "{report:#}");
-}
-
-fn an_undo_beyond_its_limit_does_not_stop_the_others(lab: &Lab) {
-    let it = story(lab);
-    it.hook("a").hook("b").limit("300ms").hangs_in("thaw").hook("c");
-    it.freeze().exits(0);
-    let report = it.daemon().thaw();
-    it.expect("a freeze, b freeze, c freeze, c thaw asked, b thaw asked, a thaw asked");
-    assert_eq!(step(&report, "hook:11-b")["outcome"], "undo_failed", "{report:#}");
-    assert!(has_problem(&report, "UNDO_FAILED"), "{report:#}");
-}
-
-fn an_undo_killed_by_a_signal_does_not_stop_the_others(lab: &Lab) {
-    let it = story(lab);
-    it.hook("a").hook("b").fails_in("freeze").dies_in("thaw").hook("c");
-    it.freeze().exits(1).says("11-b");
-    it.expect("a freeze, b freeze, b thaw step_failed, a thaw step_failed");
-    let report = it.report();
-    assert_eq!(step(&report, "hook:11-b")["outcome"], "undo_failed", "{report:#}");
-    assert!(has_problem(&report, "UNDO_FAILED"), "{report:#}");
-}
-
-fn an_optional_hook_that_fails_lowers_the_level_and_says_why(lab: &Lab) {
-    for way in ["fails", "dies", "hangs", "vanishes"] {
-        let it = story(lab);
-        it.hook("a");
-        if way == "vanishes" {
-            it.removes("b");
-        }
-        it.hook("b").optional();
-        match way {
-            "fails" => it.fails_in("freeze"),
-            "dies" => it.dies_in("freeze"),
-            "hangs" => it.limit("200ms").hangs_in("freeze"),
-            _ => &it,
-        };
-        it.hook("c");
-        let answer = it.freeze();
-        answer.exits(0);
-        let report = answer.report();
-        assert_eq!(report["consistency"], "filesystem", "{way}: {report:#}");
-        assert!(has_problem(&report, "HOOK_FAILED"), "{way}: {report:#}");
-        assert_eq!(it.daemon().thaw()["verdict"], "unbroken", "{way}");
-        it.expect(if way == "vanishes" {
-            "a freeze, c freeze, c thaw asked, a thaw asked"
-        } else {
-            "a freeze, b freeze, c freeze, c thaw asked, b thaw asked, a thaw asked"
-        });
-    }
-}
-
-fn an_optional_hook_that_fails_is_not_enough_for_who_wants_the_application(lab: &Lab) {
-    let it = story(lab);
-    it.hook("a").hook("b").optional().fails_in("freeze");
-    it.daemon().cli(&["freeze", "--require", "application"]).exits(1).says("application");
     it.expect("a freeze, b freeze, b thaw step_failed, a thaw step_failed");
     it.assert_moving();
 }

@@ -12,15 +12,11 @@
 //! - `a FROZEN`: its thaw ran while a write to the held file system still had to wait
 //! - `a OVERLAPS`: its thaw ran while an earlier phase of the same hook was still running
 
-use std::{
-    cell::RefCell,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{cell::RefCell, fs, path::PathBuf, time::Duration};
 
 use nix::sys::signal::Signal;
 
+use super::script::Hook;
 use crate::lab::{
     Daemon, Fs, Lab, Type,
     daemon::{Answer, Running, Setup},
@@ -43,17 +39,6 @@ pub struct Story<'lab> {
     pub notes: PathBuf,
     hooks: RefCell<Vec<Hook>>,
     pub disks: Vec<Fs<'lab>>,
-}
-
-/// One hook, as it is written to its files.
-#[derive(Default)]
-struct Hook {
-    name: String,
-    /// (phase, what it does before it tells on us)
-    first: Vec<(String, String)>,
-    /// (phase, what it then does)
-    does: Vec<(String, String)>,
-    settings: Vec<String>,
 }
 
 /// Over one file system.
@@ -243,42 +228,6 @@ impl<'lab> Story<'lab> {
     /// The report of the hold of this story.
     pub fn report(&self) -> serde_json::Value {
         self.daemon().cli(&["history", "told"]).report()
-    }
-}
-
-impl Hook {
-    fn script(&self, notes: &Path, disk: &Path) -> String {
-        let cases = |list: &[(String, String)]| {
-            list.iter().map(|(phase, what)| format!("    {phase}) {what} ;;\n")).collect::<String>()
-        };
-        format!(
-            r#"n={name} d={notes}
-echo "$n $1${{HOLDSTILL_REASON:+ $HOLDSTILL_REASON}}" >>$d/told
-case $1 in
-{first}esac
-if [ $1 = thaw ]; then
-    read -r before <$d/runs.$n
-    case $(cat /proc/${{before:-none}}/stat) in '' | *') Z '*) ;; *) echo "$n OVERLAPS" >>$d/told ;; esac
-    # on its own: a write that waits for a thaw cannot be ended
-    {{ : >{disk}/.thawed && : >$d/wrote.$$; }} >/dev/null &
-    tries=0
-    while [ ! -e $d/wrote.$$ ]; do
-        tries=$((tries + 1))
-        [ $tries -lt 100 ] || {{ echo "$n FROZEN" >>$d/told; break; }}
-        sleep 0.01
-    done
-else
-    echo $$ >$d/runs.$n
-fi 2>/dev/null
-case $1 in
-{does}esac
-"#,
-            name = self.name,
-            notes = notes.display(),
-            disk = disk.display(),
-            first = cases(&self.first),
-            does = cases(&self.does),
-        )
     }
 }
 
