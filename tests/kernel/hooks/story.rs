@@ -185,6 +185,7 @@ impl<'lab> Story<'lab> {
     pub fn give_up(mut self) {
         self.lab.reaper_thaws();
         if let Some(daemon) = self.daemon.take() {
+            eprintln!("---- the daemon's log ----\n{}----", daemon.log());
             daemon.kill();
             drop(daemon.forsake());
         }
