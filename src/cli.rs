@@ -262,6 +262,10 @@ pub struct AddHook {
     /// A phase it takes part in: prepare, freeze. May be given more than once; thaw comes always [default: freeze]
     #[arg(long = "phase", value_name = "PHASE", value_parser = phase, conflicts_with = "convention")]
     pub phases: Vec<Phase>,
+    /// An engine whose servers it holds, e.g. redis: with such a required hook they do not lower the level. May be given more
+    /// than once
+    #[arg(long = "holds", value_name = "ENGINE", value_parser = crate::step::hook::ENGINES, conflicts_with = "convention")]
+    pub holds: Vec<String>,
     /// The scripts are another agent's: qemu, vmware, vmware-legacy, nutanix, google, azure or aws-dlm
     #[arg(long, value_name = "NAME", value_parser = convention)]
     pub convention: Option<Convention>,

@@ -164,6 +164,7 @@ mod tests {
             name: "10-a".into(),
             path: "/x".into(),
             limit: std::time::Duration::from_secs(1),
+            holds: Vec::new(),
             required: true,
             user: None,
             calls: hook::Calls::default(),

@@ -142,6 +142,7 @@ fn hook(dir: &Path, name: &str, own: Option<SwitchedOn>, default_limit: Duration
         name: name.to_owned(),
         limit: settings.timeout.unwrap_or(default_limit),
         required: settings.required.unwrap_or(true),
+        holds: settings.holds,
         user,
         calls,
         statuses: Statuses::Zero,

@@ -27,7 +27,7 @@ use std::{
 
 pub use list::{Listing, SwitchedOn, ignored, list};
 pub use run::{Held, environment, run, run_signed};
-pub use settings::Settings;
+pub use settings::{ENGINES, Settings};
 pub use usable::{Started, guarded, interpreter as startable, usable};
 pub use user::User;
 
@@ -43,6 +43,8 @@ pub struct Hook {
     /// of each phase
     pub limit: Duration,
     pub required: bool,
+    /// the engines that are found and that we cannot hold, but it can: "redis"
+    pub holds: Vec<String>,
     /// `None`: root
     pub user: Option<User>,
     pub calls: Calls,
@@ -195,6 +197,11 @@ impl Hook {
         calls.freeze.as_ref().map(|_| Phase::Freeze).or(calls.prepare.as_ref().map(|_| Phase::Prepare))
     }
 
+    /// Does it vouch for every server of `engine` on this machine? An optional one does not: it may have failed.
+    pub fn vouches_for(&self, engine: &str) -> bool {
+        self.required && self.vouches_in().is_some() && self.holds.iter().any(|held| held == engine)
+    }
+
     /// Its arguments filled in.
     ///
     /// # Errors
@@ -288,6 +295,7 @@ mod tests {
             name: "a".into(),
             path: "/x".into(),
             limit: Duration::ZERO,
+            holds: Vec::new(),
             required: true,
             user: None,
             calls: Calls { freeze: Some(call), ..Calls::default() },

@@ -19,6 +19,8 @@ pub struct Settings {
     pub user: Option<String>,
     /// besides `thaw`, which comes for whatever was started
     pub phases: Option<Vec<Phase>>,
+    /// engines whose servers it brings to a consistent point
+    pub holds: Vec<String>,
     /// these are no hook's settings, but other agents' scripts
     pub convention: Option<Convention>,
     /// where those are, if not where their agent keeps them
@@ -30,7 +32,10 @@ pub struct Settings {
 /// Longest settings file that is read, in bytes.
 const LONGEST: u64 = 64 * 1024;
 
-const KEYS: [&str; 8] = ["timeout", "required", "user", "phases", "prepare", "convention", "path", "argument"];
+const KEYS: [&str; 9] = ["timeout", "required", "user", "phases", "prepare", "holds", "convention", "path", "argument"];
+
+/// What a hook can vouch for: engines that are recognised on a machine, and left as they are.
+pub const ENGINES: [&str; 7] = ["redis", "valkey", "mongodb", "etcd", "clickhouse", "cassandra", "elasticsearch"];
 
 const EXAMPLE: &str =
     "the keys are timeout = \"5s\", required = true, user = \"root\", phases = [\"prepare\", \"freeze\"]";
@@ -59,6 +64,7 @@ impl Settings {
                 "required" => settings.required = Some(flag()?),
                 "prepare" => prepare = Some(flag()?),
                 "phases" => settings.phases = Some(phases(value).map_err(wrong)?),
+                "holds" => settings.holds = engines(value).map_err(wrong)?,
                 "user" => settings.user = Some(text("postgres")?.to_owned()),
                 "argument" => settings.argument = Some(text("nightly")?.to_owned()),
                 "path" => settings.path = Some(absolute(text("/etc/qemu/fsfreeze-hook.d")?).map_err(wrong)?),
@@ -81,6 +87,11 @@ impl Settings {
             (Some(true), None) => settings.phases = Some(vec![Phase::Prepare, Phase::Freeze]),
             (Some(_), Some(_)) => return Err(wrong("`prepare` and `phases` are both set".to_owned())),
             (Some(false) | None, _) => {}
+        }
+        if settings.convention.is_some() && !settings.holds.is_empty() {
+            return Err(wrong(
+                "`holds` is set with a `convention`: nobody knows which of its scripts that would be".to_owned(),
+            ));
         }
         match (settings.convention, &settings.phases, &settings.path, &settings.argument) {
             (Some(convention), Some(_), _, _) => {
@@ -124,8 +135,20 @@ impl Settings {
         if let Some(phases) = &self.phases {
             put("phases", phases.iter().map(|phase| Value::from(phase.as_str())).collect::<Vec<_>>().into());
         }
+        if !self.holds.is_empty() {
+            put("holds", self.holds.iter().map(|engine| Value::from(engine.as_str())).collect::<Vec<_>>().into());
+        }
         table.to_string()
     }
+}
+
+fn engines(value: &Value) -> Result<Vec<String>, String> {
+    let known = |word: &Value| ENGINES.into_iter().find(|engine| word.as_str() == Some(engine)).map(str::to_owned);
+    let words = value.as_array().ok_or_else(|| format!("`holds` must be a list such as [\"redis\"], not {value}"))?;
+    words
+        .iter()
+        .map(|word| known(word).ok_or_else(|| format!("`holds` has {word}; there are {}", ENGINES.join(", "))))
+        .collect()
 }
 
 fn phases(value: &Value) -> Result<Vec<Phase>, String> {
@@ -187,6 +210,9 @@ mod tests {
             ("phases = [\"fry\"]", "there are prepare, freeze and thaw"),
             ("phases = \"freeze\"", "must be a list"),
             ("convention = \"vmwear\"", "did you mean `vmware`?"),
+            ("holds = \"redis\"", "must be a list"),
+            ("holds = [\"postgresql\"]", "there are redis, valkey"),
+            ("convention = \"qemu\"\nholds = [\"redis\"]", "with a `convention`"),
             ("path = \"/x\"", "without a `convention`"),
             ("convention = \"qemu\"\npath = \"x\"", "must be absolute"),
             ("convention = \"qemu\"\nargument = \"x\"", "only the convention vmware"),
@@ -206,11 +232,12 @@ mod tests {
         ) {
             let own = Settings {
                 timeout: millis.map(Duration::from_millis), required, user,
-                phases: prepare.then(|| vec![Phase::Prepare]), ..Settings::default()
+                phases: prepare.then(|| vec![Phase::Prepare]),
+                holds: if prepare { vec!["redis".to_owned(), "etcd".to_owned()] } else { Vec::new() }, ..Settings::default()
             };
             prop_assert_eq!(parse(&own.to_toml()).expect("it was written by us"), own.clone());
             let foreign = Settings {
-                convention: Some(Convention::Vmware), path: Some("/x y".into()), argument: Some(argument), phases: None, ..own
+                convention: Some(Convention::Vmware), path: Some("/x y".into()), argument: Some(argument), phases: None, holds: Vec::new(), ..own
             };
             prop_assert_eq!(parse(&foreign.to_toml()).expect("it was written by us"), foreign);
         }

@@ -12,7 +12,10 @@ use crate::{
     guest::databases,
     hold::{Refusal, RefusalKind, plan::problem},
     proto::{self, Claim, Severity, StepKind, StepOutcome},
-    step::database::{self, Session, Target},
+    step::{
+        database::{self, Session, Target},
+        hook,
+    },
 };
 
 impl Survey {
@@ -120,6 +123,14 @@ impl Survey {
 
     /// A server that nothing was tried with.
     pub(super) fn not_held(&mut self, engine: &databases::RunningEngine, unreachable: Option<&Unreachable>) {
+        let name = engine.engine.to_string();
+        if let Some(hook) = self.hooks.iter().find(|hook| hook.vouches_for(&name)) {
+            let message =
+                format!("{name} runs (pid {}) and is held by the hook {}, as its settings say", engine.pid, hook.name);
+            let held = problem(Severity::Note, "DATABASE_HELD_BY_HOOK", &format!("db:{name}"), &message, "");
+            self.problems.push(held);
+            return;
+        }
         self.expected.capped = true;
         let subject = format!("db:{}", engine.engine);
         let container = engine.container.as_ref().map_or_else(String::new, |name| format!(" in container {name}"));
@@ -128,8 +139,13 @@ impl Survey {
             "{} runs (pid {}{container}) and is not held{why}: its files are as after a power cut",
             engine.engine, engine.pid
         );
-        let usual = "configure it as a [[database]], or bring it to a consistent point with a hook";
-        let hint = unreachable.map_or(usual, |u| u.cure.as_str());
+        let usual = match hook::ENGINES.contains(&name.as_str()) {
+            true => {
+                format!("add a hook that brings it to a consistent point: `holdstill hooks add FILE --holds {name}`")
+            }
+            false => "configure it as a [[database]], or bring it to a consistent point with a hook".to_owned(),
+        };
+        let hint = unreachable.map_or(usual.as_str(), |u| u.cure.as_str());
         self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));
     }
 }

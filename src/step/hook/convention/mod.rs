@@ -136,7 +136,7 @@ struct Base {
 impl Base {
     fn hook(&self, name: String, path: &Path, calls: Calls, statuses: Statuses) -> Hook {
         let (user, limit, required) = (self.user.clone(), self.limit, self.required);
-        Hook { name, path: path.to_owned(), limit, required, user, calls, statuses }
+        Hook { name, path: path.to_owned(), limit, required, holds: Vec::new(), user, calls, statuses }
     }
 }
 
