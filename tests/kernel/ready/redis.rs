@@ -7,6 +7,7 @@ use crate::lab::{Daemon, Fs, Lab, Type, command, until};
 
 facts! {
     what_redis_acknowledged_is_in_the_copy_and_readers_go_on within 60,
+    without_the_hook_readers_wait_too within 60,
     a_redis_without_log_is_saved_before_the_hold_or_exactly within 60,
     a_redis_that_is_neither_logged_nor_saved_fails_the_hold_and_is_not_left_paused within 60,
     a_redis_whose_daemon_was_killed_is_not_left_paused within 60,
@@ -120,6 +121,26 @@ fn what_redis_acknowledged_is_in_the_copy_and_readers_go_on(lab: &Lab) {
         assert!(until(Duration::from_secs(2), || last_number(&acknowledged) > read), "writers wait after the thaw");
         let copied: u64 = it.in_copy(lab, &copy, &log, &["GET", "n"]).parse().expect("a number");
         assert_eq!(copied, read, "the copy has {copied}, {held} were acknowledged before the hold");
+        drop(writer);
+    }
+}
+
+/// What the first lines of the hook say of a hold without it.
+fn without_the_hook_readers_wait_too(lab: &Lab) {
+    for edition in editions() {
+        let it = redis(lab, edition, &["--appendonly", "yes"], "", &[]);
+        fs::remove_file(it.daemon.setup().hooks_dir().join("20-redis")).expect("added above");
+        let acknowledged = lab.memory_dir("acknowledged").join("numbers");
+        let writer = it.repeat(&acknowledged, &["INCR", "n"]);
+        assert!(until(Duration::from_secs(5), || last_number(&acknowledged) > 100), "nobody writes");
+        it.daemon.freeze(&["--for", "20s"]);
+        let reads = || {
+            let reader = command(it.cli).arg("-s").arg(&it.socket).args(["GET", "n"]).spawn();
+            crate::lab::finish(&mut reader.expect("it is installed"), Duration::from_millis(500)).is_some()
+        };
+        assert!(until(Duration::from_secs(3), || !reads()), "readers are served: then why pause writers?");
+        it.daemon.thaw();
+        assert!(until(Duration::from_secs(3), reads));
         drop(writer);
     }
 }
