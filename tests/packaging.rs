@@ -171,3 +171,34 @@ fn the_samples_of_a_snapshot_set_what_the_script_knows() {
         }
     }
 }
+
+/// Hooks and reporters that are shipped ready-made, below `hooks/`.
+fn samples() -> Vec<PathBuf> {
+    let below = |dir: &str| fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).expect("it is there");
+    let files = below("hooks").chain(below("hooks/report.d")).map(|entry| entry.expect("readable").path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "sample")).collect()
+}
+
+#[test]
+fn every_ready_made_script_is_plain_sh_says_what_it_is_worth_and_stands_in_the_guide() {
+    let guide = include_str!("../hooks/README.md");
+    assert!(samples().len() >= 8);
+    for path in samples() {
+        let name = path.display();
+        let text = fs::read_to_string(&path).expect("it is shipped");
+        assert!(text.starts_with("#!/bin/sh\n"), "{name}");
+        assert!(Program::new("sh").arg("-n").arg(&path).status().expect("sh").success(), "{name}");
+        let head: String =
+            text.lines().take_while(|line| line.starts_with('#')).map(|line| format!("{line}\n")).collect();
+        let is_hook = !path.parent().is_some_and(|dir| dir.ends_with("report.d"));
+        let wanted: &[&str] = match is_hook {
+            true => &["What it does", "What the copy has", "What it does not", "Settings beside it", "Undo:"],
+            false => &["What it does", "What it does not", "settings", "undo"],
+        };
+        for words in wanted {
+            assert!(head.contains(words), "{name} does not say: {words}");
+        }
+        let file = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("hooks")).expect("below hooks/");
+        assert!(guide.contains(&format!("({})", file.display())), "{name} is not in hooks/README.md");
+    }
+}

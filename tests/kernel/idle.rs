@@ -22,8 +22,11 @@ fn release(lab: &Lab) -> PathBuf {
 fn an_idle_daemon_and_its_warden_share_eight_mebibytes(lab: &Lab) {
     let fs = lab.fs(Type::Ext4);
     let daemon = lab.daemon(&[&fs]).binary(&release(lab)).start();
+    let told = lab.memory_dir("told").join("report");
+    daemon.setup().reporter("10-a", &format!("cat > {}", told.display()));
     daemon.freeze(&["--for", "5s"]);
     daemon.thaw();
+    assert!(crate::lab::until(Duration::from_secs(5), || told.exists()), "nobody was told");
     // idle is a second later: then what only the hold needed is given back
     let used = || [daemon.pid(), daemon.warden()].map(pss_kib);
     let small = crate::lab::until(Duration::from_secs(5), || used().iter().sum::<u64>() <= 8 * 1024);

@@ -36,11 +36,7 @@ fn told_within<'lab>(lab: &'lab Lab, limit: &str) -> Told<'lab> {
 
 impl Told<'_> {
     fn reporter(&self, name: &str, script: &str) {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = self.daemon.setup().hooks_dir().with_file_name("report.d");
-        fs::create_dir_all(&dir).expect("memory");
-        fs::write(dir.join(name), format!("#!/bin/sh\ncd {}\n{script}\n", self.dir.display())).expect("memory");
-        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o755)).expect("memory");
+        self.daemon.setup().reporter(name, &format!("cd {}\n{script}", self.dir.display()));
     }
 
     fn read(&self, name: &str) -> String {
@@ -128,7 +124,7 @@ fn a_reporter_that_fails_hangs_does_not_read_or_never_stops_talking_harms_nobody
 fn an_unusable_reporter_is_said_by_check_and_the_others_run(lab: &Lab) {
     let it = told(lab);
     it.reporter("20-good", "echo $HOLDSTILL_ID > good");
-    let bad = it.daemon.setup().hooks_dir().with_file_name("report.d").join("10-bad");
+    let bad = it.daemon.setup().reports_dir().join("10-bad");
     fs::write(&bad, "#!/bin/sh\n").expect("memory");
     let check = it.daemon.cli(&["check"]);
     check.exits(0).says("10-bad gets no reports: it is not executable").says("chmod +x");

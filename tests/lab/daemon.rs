@@ -124,15 +124,28 @@ impl<'lab> Setup<'lab> {
 
     /// Adds a hook, before or after the daemon started.
     pub fn hook(&self, name: &str, script: &str) {
+        Self::script(&self.hooks_dir(), name, script);
+    }
+
+    /// Adds a reporter, before or after the daemon started.
+    pub fn reporter(&self, name: &str, script: &str) {
+        Self::script(&self.reports_dir(), name, script);
+    }
+
+    fn script(dir: &Path, name: &str, script: &str) {
         use std::os::unix::fs::PermissionsExt;
-        let path = self.hooks_dir().join(name);
-        fs::create_dir_all(self.hooks_dir()).expect("memory");
+        let path = dir.join(name);
+        fs::create_dir_all(dir).expect("memory");
         fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("memory");
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("memory");
     }
 
     pub fn hooks_dir(&self) -> PathBuf {
         self.run.join("hooks.d")
+    }
+
+    pub fn reports_dir(&self) -> PathBuf {
+        self.run.join("report.d")
     }
 
     pub fn run_dir(&self) -> PathBuf {

@@ -38,7 +38,7 @@ fn mail<'lab>(lab: &'lab Lab, edits: &[(&str, &str)]) -> Mail<'lab> {
     let [sendmail, holdstill] =
         [("sendmail=", sendmail), ("holdstill=", holdstill)].map(|(key, path)| format!("{key}{}", path.display()));
     let usual = [("sendmail=/usr/sbin/sendmail", sendmail.as_str()), ("holdstill=holdstill", &holdstill)];
-    put(&daemon.setup().hooks_dir().with_file_name("report.d"), "report.d/10-mail", &[&usual, edits].concat());
+    put(&daemon.setup().reports_dir(), "report.d/10-mail", &[&usual, edits].concat());
     Mail { daemon, dir, _disk: disk }
 }
 

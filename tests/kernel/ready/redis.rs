@@ -7,9 +7,11 @@ use crate::lab::{Daemon, Fs, Lab, Type, command, until};
 
 facts! {
     what_redis_acknowledged_is_in_the_copy_and_readers_go_on within 60,
+    without_the_hook_readers_wait_too within 60,
     a_redis_without_log_is_saved_before_the_hold_or_exactly within 60,
     a_redis_that_is_neither_logged_nor_saved_fails_the_hold_and_is_not_left_paused within 60,
     a_redis_whose_daemon_was_killed_is_not_left_paused within 60,
+    a_redis_that_is_found_lowers_the_level_unless_a_hook_says_that_it_holds_it within 60,
 }
 
 struct Redis<'lab> {
@@ -53,7 +55,8 @@ fn redis<'lab>(
     let disk = lab.fs(Type::Ext4);
     let socket = lab.memory_dir("redis").join("sock");
     let server = serve(server, cli, &disk.mount.join("data"), &socket, options);
-    let daemon = lab.daemon(&[&disk]).start();
+    // as on a machine: what runs there is found
+    let daemon = lab.daemon(&[&disk]).set("databases.discover", true).start();
     let instance = format!("-s {}", socket.display());
     let command_line = format!("cli={cli} ");
     let usual = [("-s /run/redis/redis-server.sock", instance.as_str()), ("cli=redis-cli ", &command_line)];
@@ -99,7 +102,7 @@ fn last_number(file: &Path) -> u64 {
 fn what_redis_acknowledged_is_in_the_copy_and_readers_go_on(lab: &Lab) {
     for edition in editions() {
         let log = ["--appendonly", "yes", "--appendfsync", "everysec"];
-        let it = redis(lab, edition, &log, "", &[]);
+        let it = redis(lab, edition, &log, "holds = [\"redis\", \"valkey\"]\n", &[]);
         let acknowledged = lab.memory_dir("acknowledged").join("numbers");
         let writer = it.repeat(&acknowledged, &["INCR", "n"]);
         assert!(until(Duration::from_secs(5), || last_number(&acknowledged) > 1000), "nobody writes");
@@ -118,6 +121,26 @@ fn what_redis_acknowledged_is_in_the_copy_and_readers_go_on(lab: &Lab) {
         assert!(until(Duration::from_secs(2), || last_number(&acknowledged) > read), "writers wait after the thaw");
         let copied: u64 = it.in_copy(lab, &copy, &log, &["GET", "n"]).parse().expect("a number");
         assert_eq!(copied, read, "the copy has {copied}, {held} were acknowledged before the hold");
+        drop(writer);
+    }
+}
+
+/// What the first lines of the hook say of a hold without it.
+fn without_the_hook_readers_wait_too(lab: &Lab) {
+    for edition in editions() {
+        let it = redis(lab, edition, &["--appendonly", "yes"], "", &[]);
+        fs::remove_file(it.daemon.setup().hooks_dir().join("20-redis")).expect("added above");
+        let acknowledged = lab.memory_dir("acknowledged").join("numbers");
+        let writer = it.repeat(&acknowledged, &["INCR", "n"]);
+        assert!(until(Duration::from_secs(5), || last_number(&acknowledged) > 100), "nobody writes");
+        it.daemon.freeze(&["--for", "20s"]);
+        let reads = || {
+            let reader = command(it.cli).arg("-s").arg(&it.socket).args(["GET", "n"]).spawn();
+            crate::lab::finish(&mut reader.expect("it is installed"), Duration::from_millis(500)).is_some()
+        };
+        assert!(until(Duration::from_secs(3), || !reads()), "readers are served: then why pause writers?");
+        it.daemon.thaw();
+        assert!(until(Duration::from_secs(3), reads));
         drop(writer);
     }
 }
@@ -182,5 +205,24 @@ fn a_redis_whose_daemon_was_killed_is_not_left_paused(lab: &Lab) {
         it.daemon.kill();
         assert!(until(Duration::from_secs(5), || it.writes_again()), "it is still paused");
         assert!(it.disk.writable_within(Duration::from_secs(2)));
+    }
+}
+
+fn a_redis_that_is_found_lowers_the_level_unless_a_hook_says_that_it_holds_it(lab: &Lab) {
+    for edition in editions() {
+        let it = redis(lab, edition, &["--appendonly", "yes"], "", &[]);
+        let engine = it.cli.trim_end_matches("-cli");
+        let hint = format!("--holds {engine}");
+        it.daemon.cli(&["check"]).exits(0).says("is not held").says(&hint);
+        assert_eq!(it.daemon.freeze(&["--for", "5s"])["consistency"], "filesystem");
+        it.daemon.thaw();
+        let settings = it.daemon.setup().hooks_dir().join("20-redis.toml");
+        fs::write(&settings, format!("holds = [\"{engine}\"]\n")).expect("memory");
+        let report = it.daemon.freeze(&["--for", "5s", "--require", "application"]);
+        assert!(report.to_string().contains("is held by the hook 20-redis"), "{report:#}");
+        it.daemon.thaw();
+        // one that may fail vouches for nothing
+        fs::write(&settings, format!("holds = [\"{engine}\"]\nrequired = false\n")).expect("memory");
+        it.daemon.cli(&["freeze", "--require", "application"]).exits(4);
     }
 }
