@@ -12,7 +12,7 @@
 //! - `a FROZEN`: its thaw ran while a write to the held file system still had to wait
 //! - `a OVERLAPS`: its thaw ran while an earlier phase of the same hook was still running
 
-use std::{cell::RefCell, fs, path::PathBuf, time::Duration};
+use std::{cell::RefCell, fs, os::unix::net::UnixStream, path::PathBuf, time::Duration};
 
 use nix::sys::signal::Signal;
 
@@ -20,7 +20,7 @@ use super::script::Hook;
 use crate::lab::{
     Daemon, Fs, Lab, Type,
     daemon::{Answer, Running, Setup},
-    process::{alive, ours, signal},
+    process::{ours, signal},
     until,
 };
 
@@ -175,9 +175,10 @@ impl<'lab> Story<'lab> {
         all.iter().for_each(|process| signal(process.pid, Signal::SIGSTOP));
         self.daemon().kill();
         all.iter().for_each(|process| signal(process.pid, Signal::SIGKILL));
-        // until then its socket and its lock are there; of the others some wait inside the kernel for a thaw
-        let daemon = self.daemon().pid();
-        assert!(until(SOON, || !alive(daemon)), "a killed daemon lives");
+        // Its socket and its lock are there until it is gone, and with it a hook that it was just about to execute. Of the
+        // others some wait inside the kernel for a thaw.
+        let socket = self.daemon().socket();
+        assert!(until(SOON, || UnixStream::connect(&socket).is_err()), "a killed daemon lives");
         self.setup = self.daemon.take().expect("there was one").forsake();
     }
 
