@@ -148,7 +148,8 @@ fn hooks_are_undone_when_a_database_cannot_be_held(lab: &Lab) {
 }
 
 fn hooks_are_undone_when_a_file_system_cannot_be_frozen(lab: &Lab) {
-    let it = story_over(lab, vec![lab.fs(Type::Ext4), lab.fs(Type::Ext4)], |setup| setup.set("hold.quiesce", "1500ms"));
+    let it =
+        story_over(lab, vec![lab.fs(Type::Ext4), lab.fs(Type::Ext4)], |setup| setup.set("hold.max_stall", "700ms"));
     let foreign = it.disks[1].at().to_owned();
     it.hook("a").hook("b").does("freeze", &format!("fsfreeze -f {foreign}"));
     let writer = lab.writer(&it.disks[0]);
@@ -160,7 +161,7 @@ fn hooks_are_undone_when_a_file_system_cannot_be_frozen(lab: &Lab) {
 }
 
 fn hooks_are_undone_when_no_file_system_froze(lab: &Lab) {
-    let it = story_over(lab, vec![lab.fs(Type::Ext4)], |setup| setup.set("hold.quiesce", "1500ms"));
+    let it = story_over(lab, vec![lab.fs(Type::Ext4)], |setup| setup.set("hold.max_stall", "700ms"));
     let foreign = it.disks[0].at().to_owned();
     // whoever froze it thaws it again, or nothing could be written to it
     it.hook("a").hook("b").does("freeze", &format!("fsfreeze -f {foreign}"));
