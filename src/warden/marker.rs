@@ -378,8 +378,7 @@ impl Marker {
 
     /// What a run of this hook writes itself down with; `None`: it was never started.
     pub fn pen(&self, name: &str, begins: Begins) -> Option<Pen> {
-        let (slot, _) = self.started().find(|(_, hook)| hook.name == name)?;
-        let base = HOOKS_AT + slot * HOOK_SIZE;
+        let base = HOOKS_AT + self.slot_of(name)? * HOOK_SIZE;
         let state = match begins {
             Begins::Phase => None,
             Begins::Undo => Some((base, UNDO_BEGUN)),
@@ -389,7 +388,7 @@ impl Marker {
 
     /// `None`: nothing of it ever ran.
     pub fn last_run(&self, name: &str) -> Option<LastRun> {
-        let (slot, _) = self.started().find(|(_, hook)| hook.name == name)?;
+        let slot = self.slot_of(name)?;
         let base = HOOKS_AT + slot * HOOK_SIZE;
         let of = if self.hook(slot).load(Acquire) == UNDO_BEGUN { Begins::Undo } else { Begins::Phase };
         let pid = self.table.u32(base + HOOK_RUN + 8).load(Acquire).cast_signed();
@@ -401,19 +400,26 @@ impl Marker {
 
     /// Its `thaw` has run, with whatever result.
     pub fn hook_undone(&self, name: &str) {
-        for (slot, _) in self.started().filter(|(_, hook)| hook.name == name) {
+        if let Some(slot) = self.slot_of(name) {
             self.hook(slot).store(UNDONE, Release);
         }
     }
 
     /// In the order they were started.
     pub fn hooks_not_undone(&self) -> Vec<StartedHook> {
-        self.started().map(|(_, hook)| hook).collect()
+        self.started().map(|slot| self.started_hook(slot)).collect()
     }
 
-    fn started(&self) -> impl Iterator<Item = (usize, StartedHook)> {
+    /// The slots of those not undone.
+    fn started(&self) -> impl Iterator<Item = usize> {
         let used = (0..MOST_HOOKS).take_while(|&slot| self.hook(slot).load(Acquire) != 0);
-        used.filter(|&slot| self.hook(slot).load(Acquire) != UNDONE).map(|slot| (slot, self.started_hook(slot)))
+        used.filter(|&slot| self.hook(slot).load(Acquire) != UNDONE)
+    }
+
+    /// Reads no more than names: this is asked once for each run, while somebody may wait.
+    fn slot_of(&self, name: &str) -> Option<usize> {
+        let named = |slot: usize| self.get((HOOKS_AT + slot * HOOK_SIZE + HOOK_NAME.0, HOOK_NAME.1));
+        self.started().find(|&slot| named(slot) == name.as_bytes())
     }
 
     fn started_hook(&self, slot: usize) -> StartedHook {
