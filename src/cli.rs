@@ -7,8 +7,10 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    error, proto,
-    step::hook::{Phase, convention::Convention},
+    error,
+    guest::databases::Engine,
+    proto,
+    step::hook::{Phase, convention::Convention, not_an_engine},
 };
 use endpoint::Endpoint;
 
@@ -262,10 +264,10 @@ pub struct AddHook {
     /// A phase it takes part in: prepare, freeze. May be given more than once; thaw comes always [default: freeze]
     #[arg(long = "phase", value_name = "PHASE", value_parser = phase, conflicts_with = "convention")]
     pub phases: Vec<Phase>,
-    /// An engine whose servers it holds, e.g. redis: with such a required hook they do not lower the level. May be given more
-    /// than once
-    #[arg(long = "holds", value_name = "ENGINE", value_parser = crate::step::hook::ENGINES, conflicts_with = "convention")]
-    pub holds: Vec<String>,
+    /// A running engine that it brings to a consistent point, e.g. redis: then that one does not lower the level. May be
+    /// given more than once
+    #[arg(long, value_name = "ENGINE", value_parser = engine)]
+    pub holds: Vec<Engine>,
     /// The scripts are another agent's: qemu, vmware, vmware-legacy, nutanix, google, azure or aws-dlm
     #[arg(long, value_name = "NAME", value_parser = convention)]
     pub convention: Option<Convention>,
@@ -280,6 +282,10 @@ pub struct AddHook {
 fn phase(text: &str) -> Result<Phase, String> {
     let all = [Phase::Prepare, Phase::Freeze, Phase::Thaw];
     all.into_iter().find(|phase| phase.as_str() == text).ok_or_else(|| "there are prepare, freeze and thaw".to_owned())
+}
+
+fn engine(text: &str) -> Result<Engine, String> {
+    Engine::named(text).ok_or_else(|| not_an_engine(text))
 }
 
 fn convention(text: &str) -> Result<Convention, String> {

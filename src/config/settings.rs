@@ -395,7 +395,6 @@ fn convention(row: &View<'_>) -> Result<hook::SwitchedOn, Error> {
         return Err(row.invalid("argument", &entry, "only the convention \"vmware\" takes one"));
     }
     let settings = hook::Settings {
-        holds: Vec::new(),
         convention: Some(found),
         path: row.optional_path("path")?,
         timeout: row.is_set("timeout").then(|| row.duration("timeout")).transpose()?,
@@ -403,6 +402,7 @@ fn convention(row: &View<'_>) -> Result<hook::SwitchedOn, Error> {
         user: row.text("user")?,
         argument,
         phases: None,
+        holds: Vec::new(),
     };
     Ok(hook::SwitchedOn { name, settings, at: PathBuf::from(row.at.to_string()) })
 }

@@ -114,10 +114,14 @@ fn unused_hooks(hooks: &[PathBuf]) -> Option<proto::Problem> {
     let first = hooks.first()?;
     let names: Vec<String> = hooks.iter().map(|hook| hook.display().to_string()).collect();
     let message = format!("qemu-ga's fsfreeze-hook does not run when this agent holds: {}", names.join(", "));
-    let hint = format!(
-        "what is still needed is called in the same way here: `holdstill hooks add {}`; then remove it there",
-        first.display()
-    );
+    let hint = match first.parent().filter(|directory| directory.ends_with("fsfreeze-hook.d")) {
+        Some(directory) => {
+            format!("`holdstill hooks add --convention qemu {}` runs them where they are", directory.display())
+        }
+        None => {
+            format!("what is still needed is called in the same way here: `holdstill hooks add {}`", first.display())
+        }
+    };
     Some(problem(Severity::Warning, "QEMU_GA_HOOK_UNUSED", "", &message, &hint))
 }
 
@@ -278,7 +282,7 @@ mod tests {
         ours.hooks = vec!["/etc/qemu/fsfreeze-hook.d/mysql-flush.sh".into()];
         let found = problems(&listen(GuestAgent::Auto, None), &ours, Platform::Kvm);
         assert_eq!((found[1].severity(), found[1].code.as_str()), (Severity::Warning, "QEMU_GA_HOOK_UNUSED"));
-        assert!(found[1].hint.contains("holdstill hooks add /etc/qemu/fsfreeze-hook.d/mysql-flush.sh"));
+        assert!(found[1].hint.contains("hooks add --convention qemu /etc/qemu/fsfreeze-hook.d`"));
         ours.owner = qemu_ga();
         assert_eq!(problems(&listen(GuestAgent::Auto, Some(1)), &ours, Platform::Kvm).len(), 2, "there they run");
     }

@@ -14,11 +14,14 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    fs::File,
+    fs::{File, OpenOptions},
     io::{self, PipeReader, Read, Seek, Write},
     os::{
         fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::{
+            fs::{FileTypeExt, OpenOptionsExt},
+            process::{CommandExt, ExitStatusExt},
+        },
     },
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
@@ -38,11 +41,7 @@ use nix::{
     unistd::{Pid, getpgid},
 };
 
-use super::{
-    clock::monotonic,
-    family::{self, Identity},
-    table::Pen,
-};
+use super::{clock::monotonic, family::Identity, table::Pen};
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,23 +227,8 @@ impl Program {
         }
     }
 
-    /// Waits for its end, reading its output all the while; `false`: `until` passed first.
     fn wait(&self, output: &mut Tail, until: Duration, stop: Option<&Stop>) -> bool {
-        loop {
-            let left = until.saturating_sub(monotonic());
-            let stop = stop.map(|stop| stop.0.as_fd());
-            let (ended, readable, stopped) =
-                poll_all(self.pidfd.as_fd(), output.reader.as_ref().map(AsFd::as_fd), stop, left);
-            if readable {
-                output.read_available();
-            }
-            if ended {
-                return true;
-            }
-            if left.is_zero() || stopped {
-                return false;
-            }
-        }
+        wait(&self.pidfd, output, until, stop)
     }
 
     fn signal(&self, signal: Signal) {
@@ -258,6 +242,24 @@ impl Program {
     /// It was killed but has not left the kernel (it waits for a disk); somebody must take its status when it does.
     fn reap_later(mut self) {
         std::thread::spawn(move || self.child.wait());
+    }
+}
+
+/// Waits for a program's end, reading its output all the while; `false`: `until` passed first.
+fn wait(pidfd: &OwnedFd, output: &mut Tail, until: Duration, stop: Option<&Stop>) -> bool {
+    loop {
+        let left = until.saturating_sub(monotonic());
+        let stop = stop.map(|stop| stop.0.as_fd());
+        let (ended, readable, stopped) = poll_all(pidfd.as_fd(), output.reader.as_ref().map(AsFd::as_fd), stop, left);
+        if readable {
+            output.read_available();
+        }
+        if ended {
+            return true;
+        }
+        if left.is_zero() || stopped {
+            return false;
+        }
     }
 }
 
@@ -276,15 +278,25 @@ fn signal_all(program: Pid, signal: Signal) {
 pub fn outlast(program: Identity, limit: Duration) -> bool {
     let Some(pidfd) = program.pidfd() else { return true };
     let pid = Pid::from_raw(program.pid);
-    family::died_within(&pidfd, limit)
+    let mut output = Tail { reader: output_of(program), kept: Vec::new() };
+    let mut ends_within = |limit| wait(&pidfd, &mut output, monotonic() + limit, None);
+    ends_within(limit)
         || {
             signal_all(pid, Signal::SIGTERM);
-            family::died_within(&pidfd, GRACE)
+            ends_within(GRACE)
         }
         || {
             signal_all(pid, Signal::SIGKILL);
-            family::died_within(&pidfd, DRAIN)
+            ends_within(DRAIN)
         }
+}
+
+/// The other end of the pipe it writes to. Nobody else has it any more, and a write to a pipe without one ends the writer.
+fn output_of(program: Identity) -> Option<PipeReader> {
+    let flags = OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let mut open = OpenOptions::new();
+    let file = open.read(true).custom_flags(flags.bits()).open(format!("/proc/{}/fd/1", program.pid)).ok()?;
+    file.metadata().is_ok_and(|about| about.file_type().is_fifo()).then(|| OwnedFd::from(file).into())
 }
 
 /// Runs in the child, between fork and exec.
@@ -554,6 +566,38 @@ mod tests {
         assert!(out.took >= Duration::from_millis(2200) && out.took < Duration::from_millis(3500), "{:?}", out.took);
         let child = String::from_utf8(out.output).expect("text");
         assert!(!alive(&child), "the sleep it started lives on");
+    }
+
+    #[test]
+    fn a_program_of_somebody_lost_is_waited_for_and_at_its_limit_ended_with_its_group() {
+        let start = |seconds: &str| {
+            let mut child = Command::new("sh").args(["-c", &format!("sleep {seconds}; :")]).process_group(0).spawn();
+            let child = child.as_mut().expect("sh");
+            let pid = child.id().cast_signed();
+            (Identity::of(pid).expect("it has not been reaped"), monotonic())
+        };
+        let (brief, begun) = start("0.2");
+        assert!(outlast(brief, LONG) && monotonic() - begun < LONG / 2, "it ends by itself");
+        let (long, begun) = start("300");
+        assert!(outlast(long, Duration::from_millis(100)) && monotonic() - begun < GRACE, "TERM ends it");
+    }
+
+    #[test]
+    fn a_program_of_somebody_lost_can_go_on_printing() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let said = tempfile::NamedTempFile::new().expect("a temporary file");
+        let mut command = Command::new("sh");
+        command.args(["-c", "sleep 0.3; yes | head -c 200000; echo 'done' >\"$0\""]).arg(said.path()).stdout(writer);
+        let child = command.process_group(0).spawn().expect("sh");
+        drop(command);
+        let program = Identity::of(child.id().cast_signed()).expect("it has not been reaped");
+        std::thread::scope(|scope| {
+            let outlasted = scope.spawn(|| outlast(program, LONG));
+            std::thread::sleep(Duration::from_millis(100));
+            drop(reader);
+            assert!(outlasted.join().expect("it does not panic"));
+        });
+        assert_eq!(fs::read_to_string(said.path()).expect("it is there"), "done\n");
     }
 
     #[test]

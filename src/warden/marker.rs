@@ -637,6 +637,7 @@ fn boot_id() -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::process::{self, Start};
 
     fn hook(name: &str) -> StartedHook {
         let ids = User { uid: 5, gid: 6, groups: vec![6, 70] };
@@ -679,6 +680,38 @@ mod tests {
         let names: Vec<_> = left.hooks.iter().map(|hook| hook.name.as_str()).collect();
         assert_eq!(names, ["10-a", "30-c"]);
         assert_eq!(left.hooks[1].clone(), hook("30-c"));
+    }
+
+    #[test]
+    fn a_run_writes_itself_down_and_is_known_while_it_lives() {
+        let run = tempfile::tempdir().unwrap();
+        let marker = Marker::create(run.path()).unwrap();
+        marker.begin("h1").unwrap();
+        marker.hook_started(&hook("10-a")).unwrap();
+        assert_eq!(marker.last_run("10-a"), None);
+        let sleep = |seconds: &str, begins| {
+            let pen = marker.pen("10-a", begins).unwrap();
+            let arguments = [seconds.into()];
+            let environment = Default::default();
+            let program = Path::new("/bin/sleep");
+            let start = Start { program, arguments: &arguments, environment: &environment, input: None, user: None };
+            process::run_signed(start, Duration::from_secs(20), None, Some(&pen)).unwrap();
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| sleep("0.5", Begins::Phase));
+            let until = clock::monotonic() + Duration::from_secs(10);
+            let lives = || marker.last_run("10-a").is_some_and(|last| last.process.is_some());
+            while !lives() {
+                assert!(clock::monotonic() < until, "it runs, and nobody knows");
+                std::thread::yield_now();
+            }
+        });
+        let ended = marker.last_run("10-a").unwrap();
+        assert_eq!((ended.of, ended.process), (Begins::Phase, None));
+        sleep("0", Begins::Undo);
+        let undone = marker.last_run("10-a").unwrap();
+        assert_eq!((undone.of, undone.process, undone.begun > ended.begun), (Begins::Undo, None, true));
+        assert_eq!(marker.hooks_not_undone().len(), 1, "how it ended is not known yet");
     }
 
     #[test]

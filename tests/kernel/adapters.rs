@@ -91,6 +91,13 @@ fn where_the_caller_freezes_nothing_is_frozen_or_claimed_of_file_systems(lab: &L
     assert!(!disk.mount.join(".holdstill").exists(), "a receipt of a freeze that is not ours");
     assert!(until(Duration::from_secs(2), || daemon.log().contains("hold over")), "{}", daemon.log());
 
+    // a command that freezes for itself writes to the real disk until it does
+    let (file, at) = (disk.mount.join("cut"), disk.at());
+    let cut = format!("echo before >{} && fsfreeze -f {at} && fsfreeze -u {at}", file.display());
+    daemon.cli(&["run", "--caller-freezes", "--", "sh", "-c", &cut]).exits(0);
+    assert_eq!(fs::read_to_string(&file).expect("it was written"), "before\n");
+    assert_eq!(daemon.cli(&["rehearse", "--caller-freezes"]).exits(0).report()["freeze_by"], "caller");
+
     // held through our own deadline, their freeze stays theirs
     daemon.freeze(&["--caller-freezes", "--for", "500ms"]);
     disk.freeze_by_others();
@@ -208,6 +215,13 @@ fn for_google_everything_is_held_and_nobody_elses_hold_is_let_go(lab: &Lab) {
     writer.assert_writable_within(Duration::from_secs(2));
     assert_eq!(it.last()["verdict"], "unbroken");
 
+    // a disk that is here, and that no file system is known to lie on, is no reason to hold nothing
+    let disks = fs::read_dir("/sys/class/block").expect("sysfs").flatten();
+    let disk = disks.filter_map(|entry| entry.file_name().into_string().ok()).next().expect("ours, at least");
+    assert_eq!(it.adapter.call(pre, &[&disk]), Some(0), "{disk}");
+    writer.assert_blocked();
+    assert_eq!(it.adapter.call(post, &[&disk]), Some(0), "{disk}");
+
     it.daemon.freeze(&["--id", "by-hand", "--for", "20s"]);
     assert_eq!(it.adapter.call(pre, &[""]), Some(1));
     assert_eq!(it.adapter.call(post, &[""]), Some(0), "nothing of its own");
@@ -275,10 +289,12 @@ fn the_data_lifecycle_manager_hears_each_of_its_six_statuses(lab: &Lab) {
     fs::remove_file(it.daemon.setup().hooks_dir().join("20-b")).expect("it was there");
     assert_eq!(call("pre-script"), Some(0));
     it.daemon.kill();
+    assert_eq!(call("dry-run"), Some(206), "nobody is there to hold");
     assert!(
         until(Duration::from_secs(5), || call("post-script") == Some(202)),
         "nobody is there to say what came of it"
     );
+    assert_eq!(call("pre-script"), Some(201));
 }
 
 fn an_agent_that_kills_its_script_leaves_nothing_held(lab: &Lab) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{Lab, Type, daemon::step, now};
+use crate::lab::{Lab, Type, daemon::step, now, process::command};
 
 facts! {
     while_held_not_one_write_gets_through_and_the_verdict_is_unbroken,
@@ -11,6 +11,7 @@ facts! {
     application_without_database_or_hook_is_unreachable,
     a_required_hook_that_succeeds_makes_it_application,
     an_optional_hook_that_fails_does_not_pass_as_application,
+    an_engine_that_nobody_holds_lowers_the_level_unless_a_hook_says_that_it_does,
     a_hook_killed_by_a_signal_is_a_failure,
     a_rehearsal_leaves_no_receipt,
     check_touches_nothing,
@@ -106,6 +107,26 @@ fn an_optional_hook_that_fails_does_not_pass_as_application(lab: &Lab) {
     let answer = daemon.cli(&["freeze", "--require", "application"]);
     assert!(matches!(answer.code, Some(1 | 4)), "it was required, and is not so: {answer:?}");
     assert_eq!(daemon.phase(), "idle");
+}
+
+fn an_engine_that_nobody_holds_lowers_the_level_unless_a_hook_says_that_it_does(lab: &Lab) {
+    let fs = lab.fs(Type::Ext4);
+    // servers are told by their names
+    let server = lab.memory_dir("server").join("etcd");
+    std::fs::copy("/bin/sleep", &server).expect("memory");
+    let mut running = command(server.to_str().expect("ASCII")).arg("100").spawn().expect("it starts");
+    let daemon = lab.daemon(&[&fs]).set("databases.discover", true).start();
+    daemon.setup().hook("10-etcd", "");
+    let report = daemon.freeze(&[]);
+    assert_eq!(report["consistency"], "filesystem", "{report:#}");
+    assert!(report["problems"].to_string().contains("holds = [\\\"etcd\\\"]"), "{report:#}");
+    daemon.thaw();
+    std::fs::write(daemon.setup().hooks_dir().join("10-etcd.toml"), "holds = [\"etcd\"]\n").expect("memory");
+    let report = daemon.freeze(&[]);
+    assert_eq!(report["consistency"], "application", "{report:#}");
+    assert!(report["problems"].to_string().contains("hook:10-etcd holds it"), "{report:#}");
+    assert_eq!(daemon.thaw()["verdict"], "unbroken");
+    running.kill().and_then(|()| running.wait()).expect("it was ours");
 }
 
 fn a_hook_killed_by_a_signal_is_a_failure(lab: &Lab) {

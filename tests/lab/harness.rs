@@ -30,8 +30,16 @@ struct Wanted {
     ignored: bool,
     exact: bool,
     no_capture: bool,
+    /// `--together` or `--alone`: one of the two kinds only
+    kind: Option<Kind>,
     names: Vec<String>,
     skip: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Together,
+    Alone,
 }
 
 impl Wanted {
@@ -44,6 +52,8 @@ impl Wanted {
                 "--ignored" => wanted.ignored = true,
                 "--exact" => wanted.exact = true,
                 "--nocapture" | "--no-capture" => wanted.no_capture = true,
+                "--together" => wanted.kind = Some(Kind::Together),
+                "--alone" => wanted.kind = Some(Kind::Alone),
                 "--skip" => wanted.skip.extend(args.next().cloned()),
                 // they take a value and change nothing here
                 "--format" | "--test-threads" | "--color" | "-Z" => drop(args.next()),
@@ -102,8 +112,11 @@ enum End {
 pub fn main(together: &[Fact], alone: &[Fact], args: &[String], side_by_side: usize) -> ExitCode {
     let wanted = Wanted::parse(args);
     let known = together.len() + alone.len();
-    let of = |facts: &[Fact]| facts.iter().copied().filter(|f| wanted.wants(short(f.name))).collect::<Vec<Fact>>();
-    let (together, alone) = (of(together), of(alone));
+    let of = |facts: &[Fact], kind| -> Vec<Fact> {
+        let wanted = |fact: &&Fact| wanted.kind.is_none_or(|only| only == kind) && wanted.wants(short(fact.name));
+        facts.iter().filter(wanted).copied().collect()
+    };
+    let (together, alone) = (of(together, Kind::Together), of(alone, Kind::Alone));
     let all = together.len() + alone.len();
     if wanted.list {
         for fact in together.iter().chain(&alone) {

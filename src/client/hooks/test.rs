@@ -164,11 +164,11 @@ mod tests {
             name: "10-a".into(),
             path: "/x".into(),
             limit: std::time::Duration::from_secs(1),
-            holds: Vec::new(),
             required: true,
             user: None,
             calls: hook::Calls::default(),
             statuses: hook::Statuses::Zero,
+            holds: Vec::new(),
         };
         let ran = |code, output: &str| hook::Ran {
             took: std::time::Duration::from_millis(2),

@@ -39,6 +39,25 @@ pub enum Engine {
     Elasticsearch,
 }
 
+impl Engine {
+    pub const ALL: [Engine; 10] = [
+        Self::Postgresql,
+        Self::Mysql,
+        Self::Mariadb,
+        Self::Redis,
+        Self::Valkey,
+        Self::Mongodb,
+        Self::Etcd,
+        Self::Clickhouse,
+        Self::Cassandra,
+        Self::Elasticsearch,
+    ];
+
+    pub fn named(name: &str) -> Option<Engine> {
+        Self::ALL.into_iter().find(|engine| engine.to_string() == name)
+    }
+}
+
 impl fmt::Display for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

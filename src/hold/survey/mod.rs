@@ -122,7 +122,7 @@ pub async fn check(
     report.coverage = survey.plan.coverage;
     report.problems = survey.problems;
     if look == Look::Everything {
-        report.problems.extend(callers(settings, surroundings).await);
+        report.problems.extend(callers(settings, surroundings, &survey.hooks).await);
         report.problems.extend(super::reporters::problems(settings).await);
     }
     report.problems.extend(survey.refusals.iter().map(as_problem));
@@ -142,7 +142,7 @@ pub fn warm_up(root: &Path) {
 }
 
 /// Who can ask for a hold; of no interest to a hold that somebody has asked for.
-async fn callers(settings: &Settings, surroundings: &Surroundings) -> Vec<proto::Problem> {
+async fn callers(settings: &Settings, surroundings: &Surroundings, hooks: &[Hook]) -> Vec<proto::Problem> {
     let begun = tokio::time::Instant::now();
     let read = || {
         let root = surroundings.root.clone();
@@ -159,7 +159,11 @@ async fn callers(settings: &Settings, surroundings: &Surroundings) -> Vec<proto:
         found = read().await;
     }
     match found {
-        Some((channel, platform)) => super::callers::problems(&settings.listen, &channel, platform),
+        Some((mut channel, platform)) => {
+            // ours run those themselves
+            channel.hooks.retain(|script| hooks.iter().all(|hook| hook.path != *script));
+            super::callers::problems(&settings.listen, &channel, platform)
+        }
         None => {
             let message = format!("find out who can ask: /proc did not answer within {READ_LIMIT:?}");
             let hint = "see the kernel log for what is stuck";

@@ -142,10 +142,10 @@ fn hook(dir: &Path, name: &str, own: Option<SwitchedOn>, default_limit: Duration
         name: name.to_owned(),
         limit: settings.timeout.unwrap_or(default_limit),
         required: settings.required.unwrap_or(true),
-        holds: settings.holds,
         user,
         calls,
         statuses: Statuses::Zero,
+        holds: settings.holds,
         path,
     })
 }

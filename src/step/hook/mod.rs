@@ -27,11 +27,11 @@ use std::{
 
 pub use list::{Listing, SwitchedOn, ignored, list};
 pub use run::{Held, environment, run, run_signed};
-pub use settings::{ENGINES, Settings};
+pub use settings::{Settings, not_an_engine};
 pub use usable::{Started, guarded, interpreter as startable, usable};
 pub use user::User;
 
-use crate::proto;
+use crate::{guest::databases::Engine, proto};
 
 /// One usable hook, as found while preparing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,12 +43,12 @@ pub struct Hook {
     /// of each phase
     pub limit: Duration,
     pub required: bool,
-    /// the engines that are found and that we cannot hold, but it can: "redis"
-    pub holds: Vec<String>,
     /// `None`: root
     pub user: Option<User>,
     pub calls: Calls,
     pub statuses: Statuses,
+    /// running engines that it brings to a consistent point, as its settings say
+    pub holds: Vec<Engine>,
 }
 
 /// What is executed in each phase; `None`: nothing. `thaw` comes once for whatever was started, whether or not it ran.
@@ -197,11 +197,6 @@ impl Hook {
         calls.freeze.as_ref().map(|_| Phase::Freeze).or(calls.prepare.as_ref().map(|_| Phase::Prepare))
     }
 
-    /// Does it vouch for every server of `engine` on this machine? An optional one does not: it may have failed.
-    pub fn vouches_for(&self, engine: &str) -> bool {
-        self.required && self.vouches_in().is_some() && self.holds.iter().any(|held| held == engine)
-    }
-
     /// Its arguments filled in.
     ///
     /// # Errors
@@ -295,11 +290,11 @@ mod tests {
             name: "a".into(),
             path: "/x".into(),
             limit: Duration::ZERO,
-            holds: Vec::new(),
             required: true,
             user: None,
             calls: Calls { freeze: Some(call), ..Calls::default() },
             statuses: Statuses::Zero,
+            holds: Vec::new(),
         };
         let mut named = hook.clone();
         let disks = vec!["sda".to_owned(), "sdb".to_owned()];

@@ -9,6 +9,7 @@ use std::{
 use toml::{Table, Value};
 
 use super::{Error, Phase, convention::Convention, unusable, usable::read_guarded};
+use crate::guest::databases::Engine;
 
 /// What a settings file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,8 +20,8 @@ pub struct Settings {
     pub user: Option<String>,
     /// besides `thaw`, which comes for whatever was started
     pub phases: Option<Vec<Phase>>,
-    /// engines whose servers it brings to a consistent point
-    pub holds: Vec<String>,
+    /// running engines that this hook brings to a consistent point
+    pub holds: Vec<Engine>,
     /// these are no hook's settings, but other agents' scripts
     pub convention: Option<Convention>,
     /// where those are, if not where their agent keeps them
@@ -33,9 +34,6 @@ pub struct Settings {
 const LONGEST: u64 = 64 * 1024;
 
 const KEYS: [&str; 9] = ["timeout", "required", "user", "phases", "prepare", "holds", "convention", "path", "argument"];
-
-/// What a hook can vouch for: engines that are recognised on a machine, and left as they are.
-pub const ENGINES: [&str; 7] = ["redis", "valkey", "mongodb", "etcd", "clickhouse", "cassandra", "elasticsearch"];
 
 const EXAMPLE: &str =
     "the keys are timeout = \"5s\", required = true, user = \"root\", phases = [\"prepare\", \"freeze\"]";
@@ -88,11 +86,6 @@ impl Settings {
             (Some(_), Some(_)) => return Err(wrong("`prepare` and `phases` are both set".to_owned())),
             (Some(false) | None, _) => {}
         }
-        if settings.convention.is_some() && !settings.holds.is_empty() {
-            return Err(wrong(
-                "`holds` is set with a `convention`: nobody knows which of its scripts that would be".to_owned(),
-            ));
-        }
         match (settings.convention, &settings.phases, &settings.path, &settings.argument) {
             (Some(convention), Some(_), _, _) => {
                 return Err(wrong(format!("the convention {} has its own phases", convention.as_str())));
@@ -132,23 +125,14 @@ impl Settings {
         if let Some(user) = &self.user {
             put("user", user.as_str().into());
         }
+        if !self.holds.is_empty() {
+            put("holds", self.holds.iter().map(|engine| Value::from(engine.to_string())).collect::<Vec<_>>().into());
+        }
         if let Some(phases) = &self.phases {
             put("phases", phases.iter().map(|phase| Value::from(phase.as_str())).collect::<Vec<_>>().into());
         }
-        if !self.holds.is_empty() {
-            put("holds", self.holds.iter().map(|engine| Value::from(engine.as_str())).collect::<Vec<_>>().into());
-        }
         table.to_string()
     }
-}
-
-fn engines(value: &Value) -> Result<Vec<String>, String> {
-    let known = |word: &Value| ENGINES.into_iter().find(|engine| word.as_str() == Some(engine)).map(str::to_owned);
-    let words = value.as_array().ok_or_else(|| format!("`holds` must be a list such as [\"redis\"], not {value}"))?;
-    words
-        .iter()
-        .map(|word| known(word).ok_or_else(|| format!("`holds` has {word}; there are {}", ENGINES.join(", "))))
-        .collect()
 }
 
 fn phases(value: &Value) -> Result<Vec<Phase>, String> {
@@ -162,6 +146,18 @@ fn phases(value: &Value) -> Result<Vec<Phase>, String> {
         .iter()
         .map(|word| known(word).ok_or_else(|| format!("`phases` has {word}; there are prepare, freeze and thaw")))
         .collect()
+}
+
+fn engines(value: &Value) -> Result<Vec<Engine>, String> {
+    let words = value.as_array().ok_or_else(|| format!("`holds` must be a list such as [\"redis\"], not {value}"))?;
+    let known = |word: &Value| word.as_str().and_then(Engine::named).ok_or_else(|| not_an_engine(&word.to_string()));
+    words.iter().map(known).collect()
+}
+
+/// Why it is none, and which there are.
+pub fn not_an_engine(word: &str) -> String {
+    let all: Vec<String> = Engine::ALL.iter().map(ToString::to_string).collect();
+    format!("{word} is no engine that is looked for; there are {}", all.join(", "))
 }
 
 fn limit(text: &str) -> Result<Duration, String> {
@@ -210,14 +206,13 @@ mod tests {
             ("phases = [\"fry\"]", "there are prepare, freeze and thaw"),
             ("phases = \"freeze\"", "must be a list"),
             ("convention = \"vmwear\"", "did you mean `vmware`?"),
-            ("holds = \"redis\"", "must be a list"),
-            ("holds = [\"postgresql\"]", "there are redis, valkey"),
-            ("convention = \"qemu\"\nholds = [\"redis\"]", "with a `convention`"),
             ("path = \"/x\"", "without a `convention`"),
             ("convention = \"qemu\"\npath = \"x\"", "must be absolute"),
             ("convention = \"qemu\"\nargument = \"x\"", "only the convention vmware"),
             ("convention = \"qemu\"\nprepare = true", "has its own phases"),
             ("user = \"\"", "must be text"),
+            ("holds = [\"reddis\"]", "no engine that is looked for; there are postgresql,"),
+            ("holds = \"redis\"", "must be a list"),
         ] {
             let said = parse(text).expect_err(text);
             assert!(said.contains(why), "{text}: {said}");
@@ -232,12 +227,11 @@ mod tests {
         ) {
             let own = Settings {
                 timeout: millis.map(Duration::from_millis), required, user,
-                phases: prepare.then(|| vec![Phase::Prepare]),
-                holds: if prepare { vec!["redis".to_owned(), "etcd".to_owned()] } else { Vec::new() }, ..Settings::default()
+                phases: prepare.then(|| vec![Phase::Prepare]), holds: vec![Engine::Redis], ..Settings::default()
             };
             prop_assert_eq!(parse(&own.to_toml()).expect("it was written by us"), own.clone());
             let foreign = Settings {
-                convention: Some(Convention::Vmware), path: Some("/x y".into()), argument: Some(argument), phases: None, holds: Vec::new(), ..own
+                convention: Some(Convention::Vmware), path: Some("/x y".into()), argument: Some(argument), phases: None, ..own
             };
             prop_assert_eq!(parse(&foreign.to_toml()).expect("it was written by us"), foreign);
         }

@@ -156,7 +156,7 @@ fn the_next_daemon_undoes_the_hooks_of_who_was_killed_once(lab: &Lab) {
 
 fn an_undo_under_way_when_the_daemon_is_killed_is_not_begun_again(lab: &Lab) {
     let mut it = story(lab);
-    it.hook("a").hook("b").does("thaw", "sleep 0.7; echo 'b ends' >>$d/told").hook("c");
+    it.hook("a").hook("b").does("thaw", "sleep 0.7; echo nobody; echo reads; echo 'b ends' >>$d/told").hook("c");
     it.freeze().exits(0);
     let client = it.daemon().start_cli(&["thaw"]);
     it.wait_for("b thaw asked");

@@ -142,6 +142,7 @@ impl Schedule {
 
     fn play(&self, it: &mut Story<'_>, round: usize) {
         self.write(it);
+        it.daemon().wait_for_phase("idle", Duration::from_secs(5)); // it has just been started, perhaps
         let id = format!("round-{round}");
         let limit = if matches!(self.end, End::Deadline) { "300ms" } else { "20s" };
         let client = it.daemon().start_cli(&["freeze", "--id", &id, "--for", limit]);

@@ -25,6 +25,9 @@ done
 
 [ -x "$program" ] || { echo "no $program: run cargo build --release first" >&2; exit 1; }
 
+exec 9>"$lab/lock"
+flock -w 900 9 || { echo "another build has been at it for 15 minutes" >&2; exit 1; }
+
 case ${1:-all} in
 small) kernel && static_busybox && initrd && second_disk && small_guest ;;
 systemd) kernel && static_busybox && initrd && second_disk && systemd_guest ;;

@@ -14,7 +14,7 @@ use crate::{
     proto::{self, Claim, Severity, StepKind, StepOutcome},
     step::{
         database::{self, Session, Target},
-        hook,
+        hook::Hook,
     },
 };
 
@@ -123,27 +123,33 @@ impl Survey {
 
     /// A server that nothing was tried with.
     pub(super) fn not_held(&mut self, engine: &databases::RunningEngine, unreachable: Option<&Unreachable>) {
-        let name = engine.engine.to_string();
-        if let Some(hook) = self.hooks.iter().find(|hook| hook.vouches_for(&name)) {
-            let message =
-                format!("{name} runs (pid {}) and is held by the hook {}, as its settings say", engine.pid, hook.name);
-            let held = problem(Severity::Note, "DATABASE_HELD_BY_HOOK", &format!("db:{name}"), &message, "");
-            self.problems.push(held);
+        let subject = format!("db:{}", engine.engine);
+        let holds = |hook: &&Hook| hook.holds.contains(&engine.engine) && hook.vouches_in().is_some();
+        if let Some(hook) = self.hooks.iter().find(holds) {
+            let message = format!("{} runs (pid {}), and hook:{} holds it", engine.engine, engine.pid, hook.name);
+            self.problems.push(problem(Severity::Note, "HELD_BY_HOOK", &subject, &message, ""));
             return;
         }
         self.expected.capped = true;
-        let subject = format!("db:{}", engine.engine);
         let container = engine.container.as_ref().map_or_else(String::new, |name| format!(" in container {name}"));
         let why = unreachable.map_or_else(String::new, |u| format!(", as {}", u.why));
         let message = format!(
             "{} runs (pid {}{container}) and is not held{why}: its files are as after a power cut",
             engine.engine, engine.pid
         );
-        let usual = match hook::ENGINES.contains(&name.as_str()) {
-            true => {
-                format!("add a hook that brings it to a consistent point: `holdstill hooks add FILE --holds {name}`")
+        let hook =
+            format!("bring it to a consistent point with a hook whose settings say holds = [\"{}\"]", engine.engine);
+        let usual = match engine.engine {
+            databases::Engine::Postgresql | databases::Engine::Mysql | databases::Engine::Mariadb => {
+                format!("configure it as a [[database]], or {hook}")
             }
-            false => "configure it as a [[database]], or bring it to a consistent point with a hook".to_owned(),
+            databases::Engine::Redis
+            | databases::Engine::Valkey
+            | databases::Engine::Mongodb
+            | databases::Engine::Etcd
+            | databases::Engine::Clickhouse
+            | databases::Engine::Cassandra
+            | databases::Engine::Elasticsearch => hook,
         };
         let hint = unreachable.map_or(usual.as_str(), |u| u.cure.as_str());
         self.problems.push(problem(Severity::Warning, "DATABASE_NOT_HELD", &subject, &message, hint));

@@ -119,6 +119,7 @@ pub fn expand(on: &SwitchedOn, default_limit: Duration, listing: &mut Listing) -
     for hook in &mut listing.hooks[from..] {
         hook.limit = on.settings.timeout.unwrap_or(hook.limit);
         hook.required = on.settings.required.unwrap_or(hook.required);
+        hook.holds.clone_from(&on.settings.holds);
     }
     Ok(())
 }
@@ -136,7 +137,7 @@ struct Base {
 impl Base {
     fn hook(&self, name: String, path: &Path, calls: Calls, statuses: Statuses) -> Hook {
         let (user, limit, required) = (self.user.clone(), self.limit, self.required);
-        Hook { name, path: path.to_owned(), limit, required, holds: Vec::new(), user, calls, statuses }
+        Hook { name, path: path.to_owned(), limit, required, user, calls, statuses, holds: Vec::new() }
     }
 }
 

@@ -176,13 +176,7 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_se
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l timeout -d 'How long one phase may take [default: [hooks] timeout]' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l user -d 'Whom it runs as [default: root]' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l phase -d 'A phase it takes part in: prepare, freeze. May be given more than once; thaw comes always [default: freeze]' -r
-complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l holds -d 'An engine whose servers it holds, e.g. redis: with such a required hook they do not lower the level. May be given more than once' -r -f -a "redis\t''
-valkey\t''
-mongodb\t''
-etcd\t''
-clickhouse\t''
-cassandra\t''
-elasticsearch\t''"
+complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l holds -d 'A running engine that it brings to a consistent point, e.g. redis: then that one does not lower the level. May be given more than once' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l convention -d 'The scripts are another agent\'s: qemu, vmware, vmware-legacy, nutanix, google, azure or aws-dlm' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l argument -d 'What VMware\'s tools.conf calls scriptArg' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from add" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
