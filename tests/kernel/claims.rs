@@ -119,12 +119,12 @@ fn an_engine_that_nobody_holds_lowers_the_level_unless_a_hook_says_that_it_does(
     daemon.setup().hook("10-etcd", "");
     let report = daemon.freeze(&[]);
     assert_eq!(report["consistency"], "filesystem", "{report:#}");
-    assert!(report["problems"].to_string().contains("holds = [\\\"etcd\\\"]"), "{report:#}");
+    assert!(report["problems"].to_string().contains("--holds etcd"), "{report:#}");
     daemon.thaw();
     std::fs::write(daemon.setup().hooks_dir().join("10-etcd.toml"), "holds = [\"etcd\"]\n").expect("memory");
     let report = daemon.freeze(&[]);
     assert_eq!(report["consistency"], "application", "{report:#}");
-    assert!(report["problems"].to_string().contains("hook:10-etcd holds it"), "{report:#}");
+    assert!(report["problems"].to_string().contains("held by the hook 10-etcd"), "{report:#}");
     assert_eq!(daemon.thaw()["verdict"], "unbroken");
     running.kill().and_then(|()| running.wait()).expect("it was ours");
 }

@@ -212,13 +212,17 @@ fn a_redis_that_is_found_lowers_the_level_unless_a_hook_says_that_it_holds_it(la
     for edition in editions() {
         let it = redis(lab, edition, &["--appendonly", "yes"], "", &[]);
         let engine = it.cli.trim_end_matches("-cli");
-        it.daemon.cli(&["check"]).exits(0).says("is not held").says("with a hook whose settings say holds");
+        let hint = format!("--holds {engine}");
+        it.daemon.cli(&["check"]).exits(0).says("is not held").says(&hint);
         assert_eq!(it.daemon.freeze(&["--for", "5s"])["consistency"], "filesystem");
         it.daemon.thaw();
         let settings = it.daemon.setup().hooks_dir().join("20-redis.toml");
         fs::write(&settings, format!("holds = [\"{engine}\"]\n")).expect("memory");
         let report = it.daemon.freeze(&["--for", "5s", "--require", "application"]);
-        assert!(report.to_string().contains("hook:20-redis holds it"), "{report:#}");
+        assert!(report.to_string().contains("is held by the hook 20-redis"), "{report:#}");
         it.daemon.thaw();
+        // one that may fail vouches for nothing
+        fs::write(&settings, format!("holds = [\"{engine}\"]\nrequired = false\n")).expect("memory");
+        it.daemon.cli(&["freeze", "--require", "application"]).exits(4);
     }
 }

@@ -124,9 +124,11 @@ impl Survey {
     /// A server that nothing was tried with.
     pub(super) fn not_held(&mut self, engine: &databases::RunningEngine, unreachable: Option<&Unreachable>) {
         let subject = format!("db:{}", engine.engine);
-        let holds = |hook: &&Hook| hook.holds.contains(&engine.engine) && hook.vouches_in().is_some();
+        // an optional one does not vouch: it may have failed
+        let holds = |hook: &&Hook| hook.required && hook.holds.contains(&engine.engine) && hook.vouches_in().is_some();
         if let Some(hook) = self.hooks.iter().find(holds) {
-            let message = format!("{} runs (pid {}), and hook:{} holds it", engine.engine, engine.pid, hook.name);
+            let (engine, pid, name) = (engine.engine, engine.pid, &hook.name);
+            let message = format!("{engine} runs (pid {pid}) and is held by the hook {name}, as its settings say");
             self.problems.push(problem(Severity::Note, "HELD_BY_HOOK", &subject, &message, ""));
             return;
         }
@@ -137,8 +139,10 @@ impl Survey {
             "{} runs (pid {}{container}) and is not held{why}: its files are as after a power cut",
             engine.engine, engine.pid
         );
-        let hook =
-            format!("bring it to a consistent point with a hook whose settings say holds = [\"{}\"]", engine.engine);
+        let hook = format!(
+            "add a hook that brings it to a consistent point: `holdstill hooks add FILE --holds {}`",
+            engine.engine
+        );
         let usual = match engine.engine {
             databases::Engine::Postgresql | databases::Engine::Mysql | databases::Engine::Mariadb => {
                 format!("configure it as a [[database]], or {hook}")
