@@ -588,7 +588,7 @@ mod tests {
         let said = tempfile::NamedTempFile::new().expect("a temporary file");
         let mut command = Command::new("sh");
         command.args(["-c", "sleep 0.3; yes | head -c 200000; echo 'done' >\"$0\""]).arg(said.path()).stdout(writer);
-        let child = command.process_group(0).spawn().expect("sh");
+        let mut child = command.process_group(0).spawn().expect("sh");
         drop(command);
         let program = Identity::of(child.id().cast_signed()).expect("it has not been reaped");
         std::thread::scope(|scope| {
@@ -597,6 +597,7 @@ mod tests {
             drop(reader);
             assert!(outlasted.join().expect("it does not panic"));
         });
+        child.wait().expect("it was ours");
         assert_eq!(fs::read_to_string(said.path()).expect("it is there"), "done\n");
     }
 
