@@ -1,6 +1,6 @@
 //! holdstill: parse, dispatch, turn the result into text and an exit code; nothing else.
 
-use std::{collections::BTreeMap, process::ExitCode};
+use std::{collections::BTreeMap, io::Write, process::ExitCode};
 
 use holdstill::{
     cli::{self, Cli, Usage, Verb},
@@ -19,7 +19,8 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(Cli { global, verb }) => ExitCode::from(dispatch(&global, verb)),
         Err(Usage::Shown(text)) => {
-            print!("{text}");
+            // whoever read the beginning only (`| head`) has what they wanted
+            let _ = std::io::stdout().write_all(text.as_bytes());
             ExitCode::SUCCESS
         }
         Err(Usage::Wrong { failure, json, exit }) => {

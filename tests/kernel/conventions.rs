@@ -24,6 +24,7 @@ facts! {
     a_document_whose_daemon_is_killed_gets_its_post_script,
     a_hook_runs_as_the_user_it_names_also_when_rescued,
     what_a_convention_needs_and_does_not_find_refuses_the_freeze,
+    a_hook_is_neither_removed_nor_tested_while_a_hold_needs_it,
 }
 
 /// A file system, and a place in memory for scripts and what they note.
@@ -284,4 +285,21 @@ fn what_a_convention_needs_and_does_not_find_refuses_the_freeze(lab: &Lab) {
     fs::set_permissions(it.memory.join("google/pre.sh"), fs::Permissions::from_mode(0o775)).expect("memory");
     daemon.cli(&["freeze"]).exits(4).says("can be written by others");
     assert_eq!(it.story(), "", "nothing ran");
+}
+
+fn a_hook_is_neither_removed_nor_tested_while_a_hold_needs_it(lab: &Lab) {
+    let it = place(lab);
+    let own = it.script("10-own", "");
+    let daemon = it.setup().start();
+    hooks(&daemon, &["add", own.to_str().expect("ASCII")]).exits(0);
+    daemon.freeze(&["--id", "mine", "--for", "10s"]);
+    for verb in ["remove", "test"] {
+        let answer = hooks(&daemon, &[verb, "10-own"]);
+        answer.exits(4).says("the hold mine is not over");
+        assert_eq!(answer.reason(), "HOLD_IN_PROGRESS");
+    }
+    assert_eq!(daemon.thaw()["verdict"], "unbroken");
+    it.expect("10-own freeze, 10-own thaw");
+    hooks(&daemon, &["test", "10-own"]).exits(0);
+    hooks(&daemon, &["remove", "10-own"]).exits(0);
 }

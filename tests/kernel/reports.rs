@@ -129,8 +129,13 @@ fn an_unusable_reporter_is_said_by_check_and_the_others_run(lab: &Lab) {
     let check = it.daemon.cli(&["check"]);
     check.exits(0).says("10-bad gets no reports: it is not executable").says("chmod +x");
     it.daemon.cli(&["check", "--strict"]).exits(4);
+    let open = bad.with_file_name("15-open");
+    fs::write(&open, "#!/bin/sh\n\n").expect("memory");
+    fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("memory");
+    it.daemon.cli(&["check"]).exits(0).says("15-open gets no reports: it can be written by others");
     assert_eq!(it.hold("held")["verdict"], "unbroken");
     it.waits_for("good", "held");
+    assert!(it.daemon.log().contains("15-open: it can be written"), "{}", it.daemon.log());
     assert!(it.daemon.log().contains("10-bad: it is not executable"), "{}", it.daemon.log());
 }
 

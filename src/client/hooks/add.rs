@@ -35,19 +35,23 @@ fn add_script(dir: &Path, args: &AddHook, file: &Path) -> Result<Answer, Failure
     hook::startable(file, &script).map_err(|error| failure(&error))?;
     let settings = settings(args)?;
     let to = dir.join(&name);
+    let beside = dir.join(format!("{name}.toml"));
+    // a convention's settings are nobody else's: they would be lost, or keep every hold from running
+    if Settings::read(&beside).is_ok_and(|there| there.convention.is_some()) {
+        return Err(taken(&beside, "`holdstill hooks remove` switches it off; or take another name"));
+    }
     let replaced = to.symlink_metadata().is_ok();
     if replaced && !args.force {
-        return Err(taken(&to));
+        return Err(taken(&to, FORCE));
     }
     make(dir)?;
     let written = |what: &Path, error: &io::Error| Failure::io(format!("write {}", what.display()), error);
     // first, so that no hold runs the script without them
     if settings != Settings::default() {
-        let beside = dir.join(format!("{name}.toml"));
         place(settings.to_toml().as_bytes(), 0o644, dir, &beside, true).map_err(|e| written(&beside, &e))?;
     }
     place(&script, 0o755, dir, &to, args.force).map_err(|e| match e.kind() {
-        io::ErrorKind::AlreadyExists => taken(&to),
+        io::ErrorKind::AlreadyExists => taken(&to, FORCE),
         _ => written(&to, &e),
     })?;
     let verb = if replaced { "replaced" } else { "added" };
@@ -72,13 +76,18 @@ fn switch_on(
         path.map(|path| std::path::absolute(path).map_err(|e| Failure::io(format!("find {}", path.display()), &e)));
     let settings = Settings { convention: Some(convention), path: path.transpose()?, ..settings(args)? };
     let to = dir.join(format!("{name}.toml"));
+    // what a hold would refuse is refused here
+    settings.examine(&to).map_err(|error| failure(&error))?;
     let mut listing = hook::Listing::default();
     let on = hook::SwitchedOn { name: name.clone(), settings: settings.clone(), at: to.clone() };
-    // what a hold would refuse is refused here
     hook::convention::expand(&on, std::time::Duration::from_secs(1), &mut listing).map_err(|error| failure(&error))?;
     let replaced = to.symlink_metadata().is_ok();
-    if (replaced && !args.force) || dir.join(&name).symlink_metadata().is_ok() {
-        return Err(taken(&dir.join(&name)));
+    let script = dir.join(&name);
+    if script.symlink_metadata().is_ok() {
+        return Err(taken(&script, "take another name"));
+    }
+    if replaced && !args.force {
+        return Err(taken(&script, FORCE));
     }
     make(dir)?;
     place(settings.to_toml().as_bytes(), 0o644, dir, &to, args.force)
@@ -93,9 +102,11 @@ fn switch_on(
     })
 }
 
-fn taken(to: &Path) -> Failure {
+const FORCE: &str = "--force replaces it";
+
+fn taken(to: &Path, hint: &str) -> Failure {
     let message = format!("failed to add {}: there is a hook of that name", to.display());
-    Failure::local(RefusalKind::AlreadyExists, "ALREADY_EXISTS", message).hint("--force replaces it")
+    Failure::local(RefusalKind::AlreadyExists, "ALREADY_EXISTS", message).hint(hint)
 }
 
 fn make(dir: &Path) -> Result<(), Failure> {
@@ -142,12 +153,14 @@ fn checked(name: String) -> Result<String, Failure> {
     let why = match name.as_str() {
         "" | "." | ".." => "it is not a file name",
         n if n.contains('/') => "it has a / in it",
+        n if n.contains(char::is_control) => "it has a control character in it",
+        n if n.starts_with('-') => "it looks like an option",
         n if hook::ignored(n) => "a hook of that name would be ignored",
         n if n.ends_with(".toml") => "that is the name of a hook's settings",
         _ => return Ok(name),
     };
     let hint = "name it NN-name, e.g. 10-orders; hooks run in the order of their names";
-    let message = format!("cannot name a hook `{name}`: {why}");
+    let message = format!("cannot name a hook `{}`: {why}", name.escape_debug());
     Err(Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message).hint(hint))
 }
 
@@ -192,9 +205,8 @@ pub fn remove(dir: &Path, name: &str) -> Result<Answer, Failure> {
     }
     if removed.is_empty() {
         let message = format!("failed to remove {}: there is no such hook", dir.join(&name).display());
-        return Err(
-            Failure::local(RefusalKind::NotFound, "HOOK_UNUSABLE", message).hint("`holdstill hooks list` shows them")
-        );
+        let hint = "`holdstill hooks list` shows them; scripts under [[hooks.convention]] are switched off there";
+        return Err(Failure::local(RefusalKind::NotFound, "HOOK_UNUSABLE", message).hint(hint));
     }
     let names = removed.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" and ");
     Ok(Answer {
@@ -252,7 +264,7 @@ mod tests {
     #[test]
     fn a_name_that_would_be_ignored_or_lead_elsewhere_is_refused_with_exit_2() {
         let (_temp, script, dir) = place_for_tests();
-        for name in ["", "..", "../x", ".hidden", "a~", "a.bak", "a.rpmsave", "a.dpkg-old", "a.toml"] {
+        for name in ["", "..", "../x", "a\nb", "-x", ".hidden", "a~", "a.bak", "a.rpmsave", "a.dpkg-old", "a.toml"] {
             assert_eq!(add_as(&dir, &script, Some(name), false).expect_err(name).exit.code(), 2, "{name}");
         }
         assert!(!dir.exists(), "nothing was touched");
@@ -312,6 +324,13 @@ mod tests {
         let failed = listed.calls.failed.expect("it has one");
         assert_eq!(failed.arguments(), ["freezeFail", "nightly"]);
         assert_eq!(add(&dir, &args).expect_err("it is on already").exit.code(), 4);
+        for force in [false, true] {
+            let own = AddHook { name: Some("50-vmware".into()), optional: true, force, ..of(&script) };
+            assert_eq!(add(&dir, &own).expect_err("a convention has that name").exit.code(), 4);
+        }
+        let qemu = AddHook { convention: Some(hook::convention::Convention::Qemu), ..args };
+        assert!(add(&dir, &qemu).expect_err("only vmware has one").message.contains("takes an `argument`"));
+        assert_eq!(hook::list(&dir, std::time::Duration::from_secs(5), &[]).expect("usable").hooks.len(), 1);
         remove(&dir, "50-vmware").expect("off");
         assert!(scripts.join("10-x").exists(), "the scripts stay");
         let nowhere = AddHook { convention, ..of(&temp.path().join("nowhere")) };

@@ -4,7 +4,7 @@ mod add;
 mod list;
 mod test;
 
-use std::io;
+use std::{io, path::Path};
 
 use super::Answer;
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
     error::{Failure, reason},
     hold::RefusalKind,
     step::hook,
+    warden::marker::Marker,
 };
 
 /// Does what `args` say.
@@ -25,9 +26,28 @@ pub async fn hooks(loaded: &Loaded, args: &Hooks) -> Result<Answer, Failure> {
     match &args.action {
         HookAction::List => Ok(list::list(dir, &listing(loaded)?, &list::LastRuns::read(&settings.paths))),
         HookAction::Add(args) => add::add(dir, args),
-        HookAction::Remove { name } => add::remove(dir, name),
+        HookAction::Remove { name } => {
+            outside_a_hold(&settings.paths.run, &format!("remove {name}"))?;
+            add::remove(dir, name)
+        }
         HookAction::InstallAdapter(args) => super::adapters::adapters(args),
-        HookAction::Test { name } => test::test(listing(loaded)?, &settings.paths.run, name.as_deref()).await,
+        HookAction::Test { name } => {
+            outside_a_hold(&settings.paths.run, "test hooks")?;
+            test::test(listing(loaded)?, &settings.paths.run, name.as_deref()).await
+        }
+    }
+}
+
+/// A hook that a hold has started must be there for its thaw, and its application must not be let go by a test.
+fn outside_a_hold(run: &Path, what: &str) -> Result<(), Failure> {
+    // whoever may not look there can do neither of the two
+    match Marker::open(run) {
+        Ok(Some(hold)) => {
+            let message = format!("failed to {what}: the hold {} is not over", hold.hold_id);
+            let hint = "try again after `holdstill thaw`; after a crash `holdstill rescue` ends it";
+            Err(Failure::local(RefusalKind::FailedPrecondition, "HOLD_IN_PROGRESS", message).hint(hint))
+        }
+        Ok(None) | Err(_) => Ok(()),
     }
 }
 

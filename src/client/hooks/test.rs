@@ -126,6 +126,11 @@ impl Tried {
     }
 }
 
+/// Without what a terminal would take for a command.
+fn harmless(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 fn tested(tried: &[Tried], hooks: usize) -> Answer {
     let mut out = show::table(
         &["HOOK", "PHASE", "STATE", "TOOK"],
@@ -137,7 +142,7 @@ fn tested(tried: &[Tried], hooks: usize) -> Answer {
     for t in tried {
         if let Some(proto::step::Detail::Hook(run)) = &t.step.detail {
             for line in run.output_tail.lines() {
-                out.push_str(&format!("{} {}: {line}\n", t.step.name, t.phase.as_str()));
+                out.push_str(&format!("{} {}: {}\n", t.step.name, t.phase.as_str(), harmless(line)));
             }
         }
     }
@@ -148,7 +153,7 @@ fn tested(tried: &[Tried], hooks: usize) -> Answer {
         table: out,
         sentence: match failed.first() {
             Some(why) => format!("failed to {why}"),
-            None => format!("{hooks} {} ran `freeze` and `thaw` and succeeded", show::plural(hooks, "hook", "hooks")),
+            None => format!("{hooks} {} ran as in a hold and succeeded", show::plural(hooks, "hook", "hooks")),
         },
         exit: if failed.is_empty() { Exit::Done } else { Exit::Failed },
     }
@@ -175,13 +180,14 @@ mod tests {
             run: proto::HookRun { exit_code: Some(code), signal: None, output_tail: output.into() },
             warning: None,
         };
-        let error = hook::Error::Exit { name: "10-a".into(), code: 3, meaning: "", ran: Box::new(ran(3, "no disk\n")) };
+        let error =
+            hook::Error::Exit { name: "10-a".into(), code: 3, meaning: "", ran: Box::new(ran(3, "no \u{1b}disk\n")) };
         let tried = [(Phase::Freeze, Err(error)), (Phase::Thaw, Ok(Some(ran(0, ""))))];
         let tried = tried.map(|(phase, result)| Tried::new(&hook, phase, result).expect("it ran"));
         let answer = tested(&tried, 1);
         assert_eq!(answer.exit.code(), 1);
         assert_eq!(answer.sentence, "failed to run the hook 10-a: it exited with status 3");
-        assert!(answer.table.contains("hook:10-a freeze: no disk"), "{}", answer.table);
+        assert!(answer.table.contains("hook:10-a freeze: no \u{fffd}disk"), "{}", answer.table);
         assert_eq!(answer.document["runs"][0]["step"]["hook"]["exit_code"], 3);
     }
 }

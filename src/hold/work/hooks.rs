@@ -23,7 +23,7 @@ use crate::{
     proto::{self, ReleaseReason, Severity, StepOutcome},
     step::hook::{self, Hook},
     sys::process::Stop,
-    warden::marker::{Begins, HookUser, StartedHook},
+    warden::marker::{self, Begins, HookUser, StartedHook},
 };
 
 impl Work<'_> {
@@ -38,6 +38,12 @@ impl Work<'_> {
 
     /// Fills in what only the hold knows, and looks whether whoever may have to undo a hook will know how.
     pub(super) fn settle_hooks(&mut self, disks: Vec<String>) -> Result<(), End> {
+        let most = marker::MOST_HOOKS;
+        if self.hooks.len() > most {
+            let why = format!("use {} hooks: there is room for {most}", self.hooks.len());
+            let refusal = Refusal::new(RefusalKind::FailedPrecondition, "HOOK_UNUSABLE", why);
+            return Err(End::refused(refusal.hint("let one script call several")));
+        }
         let staging = self.settings.paths.run.join("scripts");
         let facts = hook::Facts { hold_id: self.id.clone(), disks, staging };
         for hook in &mut self.hooks {
@@ -104,7 +110,7 @@ impl Work<'_> {
             if let Some(ran) = ran {
                 let before = step.took.and_then(|t| Duration::try_from(t).ok()).unwrap_or_default();
                 step.took = span(before + ran.took);
-                step.detail = Some(proto::step::Detail::Hook(ran.run.clone()));
+                tell(step, &ran.run);
             }
             match &result {
                 Ok(_) => step.set_outcome(StepOutcome::Done),
@@ -187,12 +193,20 @@ impl Work<'_> {
         let pen = self.warden.marker().pen(&hook.name, Begins::Undo);
         let result = hook::run_signed(&hook, hook::Phase::Thaw, held, &environment, None, pen).await;
         self.warden.marker().hook_undone(&hook.name);
-        let took = match &result {
-            Ok(ran) => ran.as_ref().map(|ran| ran.took),
-            Err(error) => error.ran().map(|ran| ran.took),
+        let ran = match &result {
+            Ok(ran) => ran.as_ref(),
+            Err(error) => error.ran(),
         };
         self.publisher.step(&name, |step| {
-            step.undo_took = took.and_then(span);
+            step.undo_took = ran.map(|ran| ran.took).and_then(span);
+            match ran.map(|ran| &ran.run) {
+                // what failed before it stays what is known of how it ended
+                Some(run) if result.is_ok() => {
+                    tell(step, &proto::HookRun { output_tail: run.output_tail.clone(), ..known(step) })
+                }
+                Some(run) => tell(step, run),
+                None => {}
+            }
             match &result {
                 Ok(_) if step.outcome() == StepOutcome::Done => step.set_outcome(StepOutcome::Undone),
                 Ok(_) => {}
@@ -208,6 +222,17 @@ impl Work<'_> {
             message
         })
     }
+}
+
+/// How its phases before ended.
+fn known(step: &proto::Step) -> proto::HookRun {
+    if let Some(proto::step::Detail::Hook(run)) = &step.detail { run.clone() } else { proto::HookRun::default() }
+}
+
+/// How this phase ended, and what it printed after those before it.
+fn tell(step: &mut proto::Step, run: &proto::HookRun) {
+    let output_tail = hook::tail(&[known(step).output_tail, run.output_tail.clone()].concat());
+    step.detail = Some(proto::step::Detail::Hook(proto::HookRun { output_tail, ..run.clone() }));
 }
 
 /// The report so far, for hooks; in `[paths] run`.

@@ -318,6 +318,7 @@ mod tests {
             return; // only root can give files away
         }
         let hooks = Hooks::new().hook("10-a").file("10-a.toml", 0o644, "user = \"nobody\"");
+        fs::set_permissions(hooks.0.path(), fs::Permissions::from_mode(0o755)).expect("mode set"); // a temporary one is 0700
         let nobody = nix::unistd::User::from_name("nobody").expect("readable").expect("every machine has it");
         std::os::unix::fs::chown(hooks.path("10-a"), Some(nobody.uid.as_raw()), None).expect("root may");
         let listed = hooks.list().expect("usable").hooks.remove(0);
@@ -329,6 +330,22 @@ mod tests {
             "there is no user no-such-user",
             "",
         );
+    }
+
+    #[test]
+    fn a_hook_that_its_user_cannot_read_or_reach_is_refused() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // only root can ask as somebody else
+        }
+        let with = |mode, above| {
+            let hooks = Hooks::new().file("10-a", mode, "#!/bin/sh\n").file("10-a.toml", 0o644, "user = \"nobody\"");
+            fs::set_permissions(hooks.0.path(), fs::Permissions::from_mode(above)).expect("mode set");
+            hooks
+        };
+        assert_eq!(with(0o755, 0o755).names(), ["10-a"]);
+        refused(with(0o700, 0o755), "nobody may not read and execute it", "chmod 0755");
+        refused(with(0o711, 0o755), "nobody may not read and execute it", "chmod 0755");
+        refused(with(0o755, 0o700), "nobody may not read and execute it", "directories above");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use std::{
 };
 
 pub use list::{Listing, SwitchedOn, ignored, list};
-pub use run::{Held, environment, run, run_signed};
+pub use run::{Held, environment, run, run_signed, tail};
 pub use settings::{Settings, not_an_engine};
 pub use usable::{Started, guarded, interpreter as startable, usable};
 pub use user::User;

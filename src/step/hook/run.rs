@@ -145,7 +145,11 @@ pub fn environment(user: Option<&User>, limit: Duration, hold: &BTreeMap<String,
 
 /// Output as text of at most `OUTPUT_TAIL` bytes: what is not UTF-8 is replaced, which may make it longer.
 fn tail_text(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output);
+    tail(&String::from_utf8_lossy(output))
+}
+
+/// The last `OUTPUT_TAIL` bytes of it, or a few less.
+pub fn tail(text: &str) -> String {
     let from = text.len().saturating_sub(process::OUTPUT_TAIL);
     let from = (from..text.len()).find(|&at| text.is_char_boundary(at)).unwrap_or(text.len());
     text[from..].to_owned()

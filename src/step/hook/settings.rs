@@ -45,6 +45,14 @@ impl Settings {
         Settings::parse(path, &read_guarded(path, LONGEST)?)
     }
 
+    /// Would they be taken, once they lie at `path`?
+    ///
+    /// # Errors
+    /// As [`Settings::read`].
+    pub fn examine(&self, path: &Path) -> Result<(), Error> {
+        Settings::parse(path, &self.to_toml()).map(|_| ())
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Settings, Error> {
         let wrong = |why: String| unusable(path, why, EXAMPLE);
         let table: Table = text.parse().map_err(|error: toml::de::Error| {

@@ -5,6 +5,7 @@
 //! runs as a user may belong to that user.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsStr,
     fs::{self, Metadata},
     io::{self, Read},
@@ -13,11 +14,13 @@ use std::{
         fs::{MetadataExt, OpenOptionsExt},
     },
     path::Path,
+    time::Duration,
 };
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 
 use super::{Error, User, run::PATH, unusable};
+use crate::sys::process::{self, Start, Status};
 
 /// How the file is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub fn usable(path: &Path, started: Started, user: Option<&User>) -> Result<(), 
     owned(path, &target, &about, user)?;
     guarded(path, target.parent().unwrap_or(Path::new("/")), user)?;
     if started == Started::ByShell {
-        return Ok(());
+        return reachable(path, &target, "test -r \"$0\"", user);
     }
     let needed = if user.is_some() { 0o111 } else { 0o100 };
     if about.mode() & needed == 0 {
@@ -64,7 +67,36 @@ pub fn usable(path: &Path, started: Started, user: Option<&User>) -> Result<(), 
     open_regular(&target)
         .and_then(|file| file.take(LONGEST_SHEBANG).read_to_end(&mut start))
         .map_err(|error| unusable(path, format!("it cannot be read: {error}"), ""))?;
-    interpreter(path, &start)
+    interpreter(path, &start)?;
+    // the kernel reads a program, but the interpreter reads its script
+    let needed = if start.starts_with(b"#!") { "test -r \"$0\" && test -x \"$0\"" } else { "test -x \"$0\"" };
+    reachable(path, &target, needed, user)
+}
+
+/// How long it may take to ask.
+const ASKING: Duration = Duration::from_secs(2);
+
+/// May `user` do with `target` what `needed` asks? The kernel is asked as that user: modes of the file and of all above it,
+/// lists of access and security modules say it together.
+fn reachable(path: &Path, target: &Path, needed: &str, user: Option<&User>) -> Result<(), Error> {
+    let Some(user) = user.filter(|_| nix::unistd::geteuid().is_root()) else { return Ok(()) };
+    let arguments = ["-c".into(), needed.into(), target.as_os_str().to_owned()];
+    let environment = BTreeMap::from([("PATH".to_owned(), PATH.to_owned())]);
+    let start = Start {
+        program: Path::new("/bin/sh"),
+        arguments: &arguments,
+        environment: &environment,
+        input: None,
+        user: Some(&user.ids),
+    };
+    let asked = process::run(start, ASKING, None)
+        .map_err(|error| unusable(path, format!("nothing can be started as {}: {error}", user.name), ""))?;
+    if asked.status == Status::Exited(0) {
+        return Ok(());
+    }
+    let why = format!("{} may not read and execute it", user.name);
+    let hint = format!("chmod 0755 {}, and let {} through the directories above", target.display(), user.name);
+    Err(unusable(path, why, hint))
 }
 
 /// Reads a file that says what to run, of at most `longest` bytes, and only if nobody else could have written it.

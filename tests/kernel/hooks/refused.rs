@@ -15,6 +15,7 @@ facts! {
     what_others_could_change_is_refused,
     settings_that_do_not_fit_are_refused,
     a_directory_where_only_owners_remove_may_lie_above,
+    more_hooks_than_anybody_could_undo_are_refused,
 }
 
 /// Hooks that would tell if they were started, and somebody who would notice a freeze.
@@ -132,4 +133,16 @@ fn a_directory_where_only_owners_remove_may_lie_above(lab: &Lab) {
     let dir = it.it.daemon().setup().hooks_dir();
     mode(dir.parent().expect("it lies somewhere"), 0o1777);
     it.well();
+}
+
+fn more_hooks_than_anybody_could_undo_are_refused(lab: &Lab) {
+    let asked = asked(lab);
+    asked.it.hook("a").prepares();
+    for n in 1..=256 {
+        asked.it.daemon().setup().hook(&format!("50-{n}"), "");
+    }
+    let answer = asked.it.daemon().cli(&["freeze"]);
+    assert_eq!((answer.code, answer.reason()), (Some(4), "HOOK_UNUSABLE"), "{answer:?}");
+    answer.says("use 257 hooks: there is room for 256");
+    assert_eq!(asked.it.told(), "", "a hook was started");
 }

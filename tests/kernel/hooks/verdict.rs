@@ -9,6 +9,7 @@ facts! {
     an_undo_killed_by_a_signal_does_not_stop_the_others,
     an_optional_hook_that_fails_lowers_the_level_and_says_why,
     an_optional_hook_that_fails_is_not_enough_for_who_wants_the_application,
+    what_each_phase_prints_is_in_the_report,
 }
 
 fn a_failed_undo_does_not_stop_the_others_and_is_reported(lab: &Lab) {
@@ -17,7 +18,9 @@ fn a_failed_undo_does_not_stop_the_others_and_is_reported(lab: &Lab) {
     it.freeze().exits(0);
     let report = it.daemon().thaw();
     it.expect("a freeze, b freeze, c freeze, c thaw asked, b thaw asked, a thaw asked");
-    assert_eq!(step(&report, "hook:11-b")["outcome"], "undo_failed", "{report:#}");
+    let failed = step(&report, "hook:11-b");
+    assert_eq!((&failed["outcome"], &failed["hook"]["exit_code"]), (&"undo_failed".into(), &3.into()), "{report:#}");
+    assert_eq!(failed["hook"]["output_tail"], "out of order\n", "what it says is in the report: {report:#}");
     assert_eq!(step(&report, "hook:10-a")["outcome"], "undone", "{report:#}");
     assert!(has_problem(&report, "UNDO_FAILED"), "{report:#}");
 }
@@ -77,4 +80,15 @@ fn an_optional_hook_that_fails_is_not_enough_for_who_wants_the_application(lab: 
     it.daemon().cli(&["freeze", "--require", "application"]).exits(1).says("application");
     it.expect("a freeze, b freeze, b thaw step_failed, a thaw step_failed");
     it.assert_moving();
+}
+
+fn what_each_phase_prints_is_in_the_report(lab: &Lab) {
+    let it = story(lab);
+    it.hook("a").prepares();
+    for phase in ["prepare", "freeze", "thaw"] {
+        it.does(phase, &format!("echo in {phase}"));
+    }
+    it.freeze().exits(0);
+    let report = it.daemon().thaw();
+    assert_eq!(step(&report, "hook:10-a")["hook"]["output_tail"], "in prepare\nin freeze\nin thaw\n", "{report:#}");
 }
