@@ -10,6 +10,7 @@ facts! {
     a_redis_without_log_is_saved_before_the_hold_or_exactly within 60,
     a_redis_that_is_neither_logged_nor_saved_fails_the_hold_and_is_not_left_paused within 60,
     a_redis_whose_daemon_was_killed_is_not_left_paused within 60,
+    a_redis_that_does_not_answer_is_not_waited_for within 60,
 }
 
 struct Redis<'lab> {
@@ -182,5 +183,16 @@ fn a_redis_whose_daemon_was_killed_is_not_left_paused(lab: &Lab) {
         it.daemon.kill();
         assert!(until(Duration::from_secs(5), || it.writes_again()), "it is still paused");
         assert!(it.disk.writable_within(Duration::from_secs(2)));
+    }
+}
+
+fn a_redis_that_does_not_answer_is_not_waited_for(lab: &Lab) {
+    for edition in editions() {
+        for phases in ["phases = [\"prepare\"]", ""] {
+            let mut it = redis(lab, edition, &["--appendonly", "yes"], phases, &[]);
+            it.server.kill();
+            it.daemon.cli(&["freeze"]).exits(1).says("it exited with status 1");
+            assert!(output(&it.daemon.thaw(), "20-redis").contains("no answer"));
+        }
     }
 }
