@@ -41,9 +41,14 @@ fn the_configuration_manual_is_printed_from_the_table_of_keys() {
 fn there_is_a_manual_page_for_the_program_and_for_each_verb() {
     let mut command = command().disable_help_subcommand(true);
     command.build();
-    page(&command, "holdstill");
+    pages(&command, "holdstill");
+}
+
+/// Also of what is below: its page is named in the one above.
+fn pages(command: &Command, name: &str) {
+    page(command, name);
     for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
-        page(verb, &format!("holdstill-{}", verb.get_name()));
+        pages(verb, &format!("{name}-{}", verb.get_name()));
     }
 }
 

@@ -1,6 +1,6 @@
 //! `hooks list`: what will run, in which order, and how it went the last time.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use serde_json::{Value as Json, json};
 
@@ -15,18 +15,24 @@ use crate::{
 };
 
 /// What earlier holds say of hooks, the newest first.
-pub struct LastRuns(Vec<proto::Report>);
+pub struct LastRuns {
+    reports: Vec<proto::Report>,
+    /// there may be more that this caller is not allowed to read
+    hidden: bool,
+}
 
 impl LastRuns {
-    /// Reads what the daemon remembers. Whoever may not read that sees hooks that never ran.
+    /// Reads what the daemon remembers.
     pub fn read(paths: &Paths) -> LastRuns {
-        LastRuns(history::remembered(&paths.run, &paths.state))
+        let denied = |path: &Path| fs::read_dir(path).is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied);
+        let hidden = [&paths.run, &paths.state].into_iter().any(|dir| denied(&dir.join("history")));
+        LastRuns { reports: history::remembered(&paths.run, &paths.state), hidden }
     }
 
     /// The last hold that ran this hook, and its step there.
     fn of(&self, hook: &Hook) -> Option<(&proto::Report, &proto::Step)> {
         let name = format!("hook:{}", hook.name);
-        self.0.iter().find_map(|report| {
+        self.reports.iter().find_map(|report| {
             let ran = |step: &&proto::Step| step.name == name && (step.took.is_some() || step.undo_took.is_some());
             Some((report, report.steps.iter().find(ran)?))
         })
@@ -42,7 +48,7 @@ pub fn list(dir: &Path, listing: &hook::Listing, last: &LastRuns) -> Answer {
                 result(step).to_owned(),
                 show::duration(whole(step).as_ref()),
             ),
-            None => ("never".to_owned(), "-".to_owned(), "-".to_owned()),
+            None => (if last.hidden { "?" } else { "never" }.to_owned(), "-".to_owned(), "-".to_owned()),
         };
         let runs_as = hook.user.as_ref().map_or("root", |user| &user.name).to_owned();
         let required = if hook.required { "yes" } else { "no" }.to_owned();
@@ -53,13 +59,17 @@ pub fn list(dir: &Path, listing: &hook::Listing, last: &LastRuns) -> Answer {
     if !listing.ignored.is_empty() {
         table.push_str(&format!("ignored: {}\n", listing.ignored.join(", ")));
     }
+    if last.hidden {
+        table.push_str("last runs: only root may read them\n");
+    }
     for (name, what) in &listing.notes {
         table.push_str(&format!("{name}: {what}\n"));
     }
     let hooks: Vec<Json> = listing.hooks.iter().enumerate().map(|(at, hook)| hook_json(at + 1, hook, last)).collect();
+    let notes: Vec<Json> = listing.notes.iter().map(|(name, what)| json!({"name": name, "note": what})).collect();
     let n = listing.hooks.len();
     Answer {
-        document: json!({"dir": dir, "hooks": hooks, "ignored": listing.ignored}),
+        document: json!({"dir": dir, "hooks": hooks, "ignored": listing.ignored, "notes": notes}),
         table,
         sentence: format!("{n} {} in {}", show::plural(n, "hook", "hooks"), dir.display()),
         exit: Exit::Done,
@@ -138,8 +148,8 @@ mod tests {
             }],
             ..Default::default()
         };
-        let last =
-            LastRuns(vec![report("new", 1_000_000, StepOutcome::UndoFailed), report("old", 1, StepOutcome::Undone)]);
+        let last = vec![report("new", 1_000_000, StepOutcome::UndoFailed), report("old", 1, StepOutcome::Undone)];
+        let last = LastRuns { reports: last, hidden: false };
         let answer = list(dir.path(), &listing, &last);
         let lines: Vec<&str> = answer.table.lines().collect();
         assert!(lines[1].starts_with("10-a") && lines[1].contains("never"), "{}", answer.table);
@@ -149,5 +159,7 @@ mod tests {
             (&answer.document["hooks"][1]["order"], &answer.document["hooks"][0]["last_run"]),
             (&json!(2), &Json::Null)
         );
+        let table = list(dir.path(), &listing, &LastRuns { reports: Vec::new(), hidden: true }).table;
+        assert!(table.contains("only root may read them") && !table.contains("never"), "{table}");
     }
 }

@@ -44,7 +44,7 @@ pub fn list(dir: &Path, default_limit: Duration, switched_on: &[SwitchedOn]) -> 
     let mut listing = Listing::default();
     let mut settings = Vec::new();
     let mut scripts = Vec::new();
-    for name in names(dir)? {
+    for name in names(dir, None)? {
         if ignored(&name) {
             listing.ignored.push(name);
         } else if let Some(stem) = name.strip_suffix(".toml") {
@@ -83,18 +83,18 @@ fn order(name: &str) -> (&[u8], &[u8]) {
     (entry.as_bytes(), script.as_bytes())
 }
 
-/// The names in `dir`, sorted; none if there is no such directory.
+/// The names in `dir`, sorted; none if there is no such directory. It may belong to `user`, whom what is in it runs as.
 ///
 /// # Errors
 /// It cannot be read, others could write there, or a name is no text.
-pub fn names(dir: &Path) -> Result<Vec<String>, Error> {
+pub fn names(dir: &Path, user: Option<&User>) -> Result<Vec<String>, Error> {
     let unreadable = |source| Error::Directory { dir: dir.to_owned(), source };
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(unreadable(error)),
     };
-    guarded(dir, &fs::canonicalize(dir).map_err(unreadable)?, None)?;
+    guarded(dir, &fs::canonicalize(dir).map_err(unreadable)?, user)?;
     let mut names = Vec::new();
     for entry in entries {
         let name = entry.map_err(unreadable)?.file_name();
@@ -346,6 +346,24 @@ mod tests {
         refused(with(0o700, 0o755), "nobody may not read and execute it", "chmod 0755");
         refused(with(0o711, 0o755), "nobody may not read and execute it", "chmod 0755");
         refused(with(0o755, 0o700), "nobody may not read and execute it", "directories above");
+    }
+
+    #[test]
+    fn a_conventions_directory_may_belong_to_whom_its_scripts_run_as() {
+        if !nix::unistd::geteuid().is_root() {
+            return; // only root can give files away
+        }
+        let theirs = Hooks::new().hook("10-x");
+        let nobody = nix::unistd::User::from_name("nobody").expect("readable").expect("every machine has it");
+        for path in [theirs.0.path().to_owned(), theirs.path("10-x")] {
+            std::os::unix::fs::chown(path, Some(nobody.uid.as_raw()), None).expect("root may");
+        }
+        let with = |user| {
+            let text = format!("convention = \"qemu\"\npath = \"{}\"\n{user}", theirs.0.path().display());
+            Hooks::new().file("50-qemu.toml", 0o644, text)
+        };
+        assert_eq!(with("user = \"nobody\"").names(), ["50-qemu/10-x"]);
+        refused(with(""), "who could change what runs as root", "chown root");
     }
 
     #[test]

@@ -44,7 +44,7 @@ fn each(base: &Base, listing: &mut Listing, calls: impl Fn(&Path) -> Calls) -> R
             "correct the path, or switch the convention off",
         ));
     }
-    for script in names(&base.path)? {
+    for script in names(&base.path, base.user.as_ref())? {
         let path = base.path.join(&script);
         let name = format!("{}/{script}", base.name);
         let about = fs::metadata(&path).ok();
