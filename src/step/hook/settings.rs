@@ -33,6 +33,9 @@ pub struct Settings {
 /// Longest settings file that is read, in bytes.
 const LONGEST: u64 = 64 * 1024;
 
+/// As for every duration of the configuration. `thaw` has nothing else that ends it.
+const LONGEST_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
+
 const KEYS: [&str; 9] = ["timeout", "required", "user", "phases", "prepare", "holds", "convention", "path", "argument"];
 
 const EXAMPLE: &str =
@@ -170,7 +173,11 @@ pub fn not_an_engine(word: &str) -> String {
 
 fn limit(text: &str) -> Result<Duration, String> {
     let limit = humantime::parse_duration(text).map_err(|error| format!("`timeout` is not a duration: {error}"))?;
-    if limit.is_zero() { Err("`timeout` must be longer than nothing".to_owned()) } else { Ok(limit) }
+    match limit {
+        Duration::ZERO => Err("`timeout` must be longer than nothing".to_owned()),
+        limit if limit > LONGEST_LIMIT => Err("`timeout` is more than 24h".to_owned()),
+        limit => Ok(limit),
+    }
 }
 
 fn absolute(text: &str) -> Result<PathBuf, String> {
@@ -213,6 +220,7 @@ mod tests {
         for (text, why) in [
             ("phases = [\"fry\"]", "there are prepare, freeze and thaw"),
             ("phases = \"freeze\"", "must be a list"),
+            ("timeout = \"580000000000y\"", "more than 24h"),
             ("convention = \"vmwear\"", "did you mean `vmware`?"),
             ("path = \"/x\"", "without a `convention`"),
             ("convention = \"qemu\"\npath = \"x\"", "must be absolute"),
@@ -230,7 +238,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(
-            millis in proptest::option::of(1u64..90_000_000), required in proptest::option::of(any::<bool>()),
+            millis in proptest::option::of(1u64..86_400_000), required in proptest::option::of(any::<bool>()),
             user in proptest::option::of("[a-z]{1,8}"), prepare in any::<bool>(), argument in "[ -~]{1,20}",
         ) {
             let own = Settings {

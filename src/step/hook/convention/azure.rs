@@ -20,6 +20,9 @@ const LONGEST: u64 = 64 * 1024;
 /// What the framework itself takes if `timeoutInSeconds` is not set.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// A day, as for every limit of ours.
+const LONGEST_LIMIT: u64 = 24 * 60 * 60;
+
 /// # Errors
 /// The configuration cannot be read or names no script, or one that cannot be run safely.
 pub fn add(base: &Base, listing: &mut Listing) -> Result<(), Error> {
@@ -51,7 +54,8 @@ pub fn add(base: &Base, listing: &mut Listing) -> Result<(), Error> {
     }
     let calls = Calls { prepare: None, freeze, thaw: thaw.clone(), failed: thaw };
     let mut hook = base.hook(base.name.clone(), &base.path, calls, Statuses::Azure);
-    hook.limit = whole_number(&config["timeoutInSeconds"]).filter(|s| *s > 0).map_or(LIMIT, Duration::from_secs);
+    let limit = whole_number(&config["timeoutInSeconds"]).filter(|s| *s > 0).map(|s| s.min(LONGEST_LIMIT));
+    hook.limit = limit.map_or(LIMIT, Duration::from_secs);
     hook.required = flag(&config["continueBackupOnFailure"]) == Some(false);
     if flag(&config["fsFreezeEnabled"]) == Some(false) {
         let what = "fsFreezeEnabled = false is not followed: file systems are frozen all the same";
