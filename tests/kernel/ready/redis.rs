@@ -12,9 +12,6 @@ facts! {
     a_redis_that_is_neither_logged_nor_saved_fails_the_hold_and_is_not_left_paused within 60,
     a_redis_whose_daemon_was_killed_is_not_left_paused within 60,
     a_redis_that_is_found_lowers_the_level_unless_a_hook_says_that_it_holds_it within 60,
-    }
-}
-
     a_redis_that_does_not_answer_is_not_waited_for within 60,
 }
 
@@ -228,7 +225,9 @@ fn a_redis_that_is_found_lowers_the_level_unless_a_hook_says_that_it_holds_it(la
         // one that may fail vouches for nothing
         fs::write(&settings, format!("holds = [\"{engine}\"]\nrequired = false\n")).expect("memory");
         it.daemon.cli(&["freeze", "--require", "application"]).exits(4);
-=======
+    }
+}
+
 fn a_redis_that_does_not_answer_is_not_waited_for(lab: &Lab) {
     for edition in editions() {
         for phases in ["phases = [\"prepare\"]", ""] {
