@@ -398,7 +398,7 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
     all.extend(environment.clone());
     all.extend(own.map(|(name, value)| (name.to_owned(), value)));
     let held = marker.was_held();
-    for StartedHook { name, program, thaw, failed, limit, user } in marker.hooks_not_undone().into_iter().rev() {
+    for StartedHook { name, program, thaw, failed, limit, fine, user } in marker.hooks_not_undone().into_iter().rev() {
         if program.as_os_str().is_empty() {
             marker.hook_undone(&name); // it has nothing to undo
             continue;
@@ -429,7 +429,7 @@ fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &
         let ids = user.as_ref().map(|user| &user.ids);
         let start = Start { program: &program, arguments, environment: &environment, input: None, user: ids };
         match process::run_signed(start, limit, None, signs.as_ref()) {
-            Ok(outcome) if outcome.status == Status::Exited(0) => {}
+            Ok(outcome) if matches!(outcome.status, Status::Exited(code) if code == 0 || Some(code) == fine) => {}
             Ok(outcome) => rescued.problems.push(Problem::Hook { name: name.clone(), status: outcome.status }),
             Err(source) => rescued.problems.push(Problem::HookStart { name: name.clone(), source }),
         }

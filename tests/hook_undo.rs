@@ -56,7 +56,7 @@ fn write_hook(dir: &Path, index: usize, way: Way) -> PathBuf {
 fn started(index: usize, program: PathBuf) -> StartedHook {
     let limit = Duration::from_millis(150);
     let [thaw, failed] = ["thaw", "failed"].map(|word| vec![word.into()]);
-    StartedHook { name: format!("{index}-hook"), program, thaw, failed, limit, user: None }
+    StartedHook { name: format!("{index}-hook"), program, thaw, failed, limit, fine: None, user: None }
 }
 
 proptest! {

@@ -173,6 +173,7 @@ async fn perform(warden: &Warden, command: &str) -> String {
                 thaw: vec!["thaw".into()],
                 failed: vec!["thaw".into()],
                 limit: Duration::from_secs(5),
+                fine: None,
                 user: None,
             });
             format!("{started:?}")

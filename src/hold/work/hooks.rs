@@ -248,6 +248,7 @@ fn started(hook: &Hook) -> StartedHook {
         thaw: arguments(&hook.calls.thaw),
         failed: arguments(&hook.calls.failed),
         limit: hook.limit,
+        fine: hook.statuses.fine_to_thaw(),
         user: hook.user.as_ref().map(|user| HookUser {
             name: user.name.clone(),
             home: user.home.to_string_lossy().into_owned(),
