@@ -281,22 +281,31 @@ pub fn released(report: &proto::Report, already: bool) -> String {
     format!("{before}{}", ended(report))
 }
 
+/// What was to be let go and said that it failed: the snapshot is no worse for it, but somebody has to look.
+fn not_undone(report: &proto::Report) -> String {
+    let failed = report.steps.iter().filter(|step| step.outcome() == proto::StepOutcome::UndoFailed);
+    let names: Vec<&str> = failed.map(|step| step.name.as_str()).collect();
+    if names.is_empty() { String::new() } else { format!("; but letting go of {} failed", names.join(", ")) }
+}
+
 /// How a hold ended.
 pub fn ended(report: &proto::Report) -> String {
     let took = duration(report.held_took.as_ref());
     match report.verdict() {
-        proto::Verdict::Unbroken => format!(
-            "unbroken: {} held for {took} (hold {}); a snapshot cut in that time is {}",
-            count(report, &[proto::StepOutcome::Done, proto::StepOutcome::Undone]),
-            report.id,
-            level(report.consistency()),
-        ),
+        proto::Verdict::Unbroken => {
+            format!(
+                "unbroken: {} held for {took} (hold {}); a snapshot cut in that time is {}",
+                count(report, &[proto::StepOutcome::Done, proto::StepOutcome::Undone]),
+                report.id,
+                level(report.consistency()),
+            ) + &not_undone(report)
+        }
         proto::Verdict::Broken => {
             let why = match report.breaches.first() {
                 Some(breach) => breach.message.as_str(),
                 None => reason(report.reason()),
             };
-            format!("BROKEN: {why} (hold {}); throw away a snapshot cut in this hold", report.id)
+            format!("BROKEN: {why} (hold {}); throw away a snapshot cut in this hold", report.id) + &not_undone(report)
         }
         proto::Verdict::NeverHeld => match report.id.as_str() {
             "" => "nothing to let go: nothing was ever held".to_owned(),
@@ -525,5 +534,21 @@ mod tests {
             ("1.2 ms".into(), "3.4 s".into(), "60 s".into())
         );
         assert_eq!(duration(None), "-");
+    }
+
+    #[test]
+    fn a_thaw_that_failed_is_in_the_sentence() {
+        let step = |name: &str, outcome: proto::StepOutcome| proto::Step {
+            name: name.into(),
+            outcome: outcome.into(),
+            ..Default::default()
+        };
+        let mut report = proto::Report { id: "n".into(), ..Default::default() };
+        report.set_verdict(proto::Verdict::Unbroken);
+        report.steps =
+            vec![step("hook:10-a", proto::StepOutcome::Undone), step("hook:20-b", proto::StepOutcome::UndoFailed)];
+        assert!(ended(&report).ends_with("; but letting go of hook:20-b failed"), "{}", ended(&report));
+        report.steps.pop();
+        assert!(!ended(&report).contains("failed"));
     }
 }
