@@ -42,6 +42,14 @@ impl End {
     pub fn warden_lost() -> End {
         End::because(ReleaseReason::WardenLost).breach("WARDEN_LOST", "the warden was killed or stopped answering")
     }
+    /// The warden is gone because it let go of everything by itself: it was we who had stood still.
+    pub fn blame_ourselves(&mut self) {
+        if self.reason == ReleaseReason::WardenLost {
+            let refusal = self.refusal.take();
+            let message = "the daemon stood still for seconds, and everything was let go without it";
+            *self = End { refusal, ..End::because(ReleaseReason::DaemonLost).breach("DAEMON_LOST", message) };
+        }
+    }
     pub fn guardian_lost(index: usize) -> End {
         End { index: Some(index), ..End::because(ReleaseReason::StepFailed) }
             .breach("GUARDIAN_LOST", "a process that held a file system was killed or stopped answering")
@@ -167,5 +175,15 @@ mod tests {
         let mut asked = End::asked();
         asked.thawed_before_held("fs:/srv", "look");
         assert_eq!(asked.as_refusal().reason, "THAWED_MEANWHILE", "it would have been thawed anyway");
+    }
+
+    #[test]
+    fn a_daemon_that_stood_still_does_not_blame_its_warden() {
+        let mut end = End::warden_lost();
+        end.blame_ourselves();
+        assert_eq!((end.reason, end.breaches[0].code.as_str()), (ReleaseReason::DaemonLost, "DAEMON_LOST"));
+        let mut asked = End::asked();
+        asked.blame_ourselves();
+        assert_eq!(asked.verdict(), Verdict::Unbroken, "that is another question");
     }
 }

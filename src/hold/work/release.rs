@@ -1,6 +1,6 @@
 //! Letting go: file systems first and unconditionally, then databases, hooks, receipts. Never fails.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -35,6 +35,9 @@ impl Work<'_> {
     /// Lets go of everything: file systems first and unconditionally, then databases, hooks, receipts. Never fails;
     /// what went wrong is in the report, and in `end`.
     pub async fn release(&mut self, end: &mut End) {
+        if self.warden.marker().daemon_lost().load(Ordering::SeqCst) != 0 {
+            end.blame_ourselves();
+        }
         if let Some(name) = end.index.and_then(|index| self.names.get(index)) {
             for breach in &mut end.breaches {
                 breach.subject.clone_from(name);
