@@ -107,6 +107,7 @@ impl HoldstillService for Grpc {
             last: standing.last.as_ref().map(half),
             instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            restored: None,
         }))
     }
 

@@ -14,6 +14,7 @@ pub mod order;
 pub mod osinfo;
 pub mod platform;
 pub mod preflight;
+pub mod space;
 mod stock_agent;
 pub mod superblock;
 pub mod superblocks;

@@ -6,12 +6,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
-
-use nix::{errno::Errno, libc, sys::statvfs::fstatvfs};
 
 use super::{
     Dev, Kind, Superblock,
@@ -193,35 +189,6 @@ fn combine(parts: Vec<Verdict>) -> Verdict {
     Verdict { durability, evidence }
 }
 
-/// Bytes in use on a local file system; `None` where asking could hang or needs another namespace's paths. statvfs(3) is
-/// answered from memory by every type asked here, but run it in a thread with a limit all the same.
-///
-/// # Errors
-/// open(2) and fstatvfs(3); `ESTALE` if something else is mounted there by now.
-pub fn used_bytes(superblock: &Superblock) -> io::Result<Option<u64>> {
-    let local = matches!(superblock.kind, Kind::Freezable | Kind::FlushOnly | Kind::Memory);
-    let Some(mount) =
-        superblock.open_at.as_ref().filter(|_| local && superblock.below.is_none() && superblock.namespace.is_none())
-    else {
-        return Ok(None);
-    };
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(&mount.path)?;
-    if mount_id(&file)? != Some(mount.mount_id) {
-        return Err(Errno::ESTALE.into());
-    }
-    let stat = fstatvfs(&file)?;
-    Ok(Some((stat.blocks().saturating_sub(stat.blocks_free())) * stat.fragment_size()))
-}
-
-/// The mount an open descriptor is on, as the kernel has it.
-fn mount_id(file: &fs::File) -> io::Result<Option<u64>> {
-    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd()))?;
-    Ok(info.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,18 +284,5 @@ mod tests {
         assert_eq!(of_model(Some("ATA"), "EphemeralDisk"), None);
         assert_eq!(of_model(None, "Microsoft NVMe Direct Disk v2"), Some(Durability::Transient));
         assert_eq!(of_model(None, "MSFT NVMe Accelerator v1.0"), Some(Durability::Durable));
-    }
-
-    #[test]
-    fn used_bytes_of_the_root_are_some_and_what_must_not_be_touched_is_not_asked() {
-        let guest = guest::read(Path::new("/")).unwrap();
-        let mut root = guest.superblocks.into_iter().find(|s| s.mounts.iter().any(|m| m == Path::new("/"))).unwrap();
-        if matches!(root.kind, Kind::Freezable | Kind::FlushOnly | Kind::Memory) {
-            assert!(used_bytes(&root).unwrap().unwrap() > 0);
-            root.open_at.as_mut().unwrap().mount_id += 1_000_000;
-            assert_eq!(used_bytes(&root).unwrap_err().raw_os_error(), Some(libc::ESTALE));
-        }
-        root.below = Some("/net is autofs".into());
-        assert_eq!(used_bytes(&root).unwrap(), None);
     }
 }

@@ -23,10 +23,10 @@ pub(super) fn captured(inputs: &Inputs<'_>) -> Result<Option<BTreeSet<Dev>>, Ref
                 let name = name.strip_prefix("/dev/").unwrap_or(name);
                 leaf.names.iter().any(|n| n == name)
             }
-            Some(By::Serial(serial)) => !serial.is_empty() && leaf.serial == *serial,
-            Some(By::Wwn(wwn)) => !wwn.is_empty() && same_hex(&leaf.wwn, wwn),
-            Some(By::PciAddress(address)) => !address.is_empty() && leaf.pci_address == *address,
-            Some(By::Nguid(nguid)) => !nguid.is_empty() && same_hex(&leaf.nguid, nguid),
+            Some(By::Serial(serial)) => !serial.is_empty() && leaf.disk.serial == *serial,
+            Some(By::Wwn(wwn)) => !wwn.is_empty() && same_hex(&leaf.disk.wwn, wwn),
+            Some(By::PciAddress(address)) => !address.is_empty() && leaf.disk.pci_address == *address,
+            Some(By::Nguid(nguid)) => !nguid.is_empty() && same_hex(&leaf.disk.nguid, nguid),
             None => false,
         };
         let mut matched = false;

@@ -25,7 +25,9 @@ pub struct Facts {
     pub disk: String,
     pub durability: Durability,
     pub evidence: Vec<proto::Evidence>,
+    /// 0: nobody could say
     pub used_bytes: u64,
+    pub size_bytes: u64,
     /// ext2/3/4: what its superblock said when it was read
     pub ext: Option<superblock::Ext>,
     /// the devices below it, and how each may be named by a caller's scope
@@ -35,14 +37,11 @@ pub struct Facts {
 }
 
 /// A disk at the bottom of the block graph.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Leaf {
     /// every kernel name that means this disk: its own and those of its partitions in use
     pub names: Vec<String>,
-    pub serial: String,
-    pub wwn: String,
-    pub pci_address: String,
-    pub nguid: String,
+    pub disk: proto::Disk,
 }
 
 /// What the plan is made from.

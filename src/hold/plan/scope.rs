@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use glob::{MatchOptions, Pattern};
 
-use super::{Fate, Inputs, captured::captured, display};
+use super::{Fate, Inputs, Leaf, captured::captured, display};
 use crate::{
     guest::{Dev, Kind, Superblock},
     hold::{Refusal, RefusalKind},
     proto::{self, Durability, InSnapshot},
 };
+
+/// As the contract has it.
+const MOST_DISKS: usize = 64;
 
 /// What the configuration and the request put in scope.
 pub(super) struct Scope<'a> {
@@ -183,9 +186,24 @@ impl<'a> Scope<'a> {
             in_snapshot: in_snapshot.into(),
             evidence: facts.evidence,
             used_bytes: facts.used_bytes,
-            at_risk: Vec::new(),
+            size_bytes: facts.size_bytes,
+            r#type: superblock.fs_type.clone(),
+            uuid: facts.uuid,
+            disks: disks(&facts.leaves),
+            ..Default::default()
         }
     }
+}
+
+/// Each disk once, though a file system may lie on several partitions of it.
+fn disks(leaves: &[Leaf]) -> Vec<proto::Disk> {
+    let mut disks: Vec<proto::Disk> = Vec::new();
+    for leaf in leaves {
+        if !disks.contains(&leaf.disk) && disks.len() < MOST_DISKS {
+            disks.push(leaf.disk.clone());
+        }
+    }
+    disks
 }
 
 fn patterns(texts: &[String]) -> Result<Vec<Pattern>, Refusal> {

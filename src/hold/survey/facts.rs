@@ -1,0 +1,129 @@
+//! What is known of each superblock beyond its mounts: its disks, whether they last, how much is on it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use super::{READ_LIMIT, TOUCH_LIMIT, in_a_thread};
+use crate::{
+    guest::{Dev, Guest, Kind, Superblock, space, space::Space, superblock, tasks, transient},
+    hold::plan::{Facts, Leaf},
+    proto,
+};
+
+/// What the plan needs to know of each superblock. What touches a device runs in a thread of its own with a limit: a
+/// dead disk costs its numbers, not the hold.
+pub(super) async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> BTreeMap<Dev, Facts> {
+    let verdicts = transient::classify(&guest.superblocks, &guest.disks, transient_mounts);
+    let touched = touch(guest, root).await;
+    let written = written_to(guest, root).await;
+    let mut all = BTreeMap::new();
+    for superblock in &guest.superblocks {
+        let dev = superblock.dev;
+        let (raw, space) = touched.get(&dev).cloned().unwrap_or_default();
+        let read = raw.as_ref().map_or_else(String::new, |raw| raw.uuid.clone());
+        let mut facts = Facts {
+            uuid: guest.disks.uuid(dev).map_or(read, str::to_owned),
+            disk: disk_name(guest, superblock),
+            ext: raw.and_then(|raw| raw.ext),
+            used_bytes: space.used,
+            size_bytes: space.size,
+            leaves: leaves(guest, dev),
+            open_for_writing: written.as_ref().is_none_or(|devs| devs.contains(&dev)),
+            ..Facts::default()
+        };
+        if let Some(verdict) = verdicts.get(&dev) {
+            facts.durability = match verdict.durability {
+                transient::Durability::Unknown => proto::Durability::Unknown,
+                transient::Durability::Durable => proto::Durability::Durable,
+                transient::Durability::Transient => proto::Durability::Transient,
+                transient::Durability::Mixed => proto::Durability::Mixed,
+            };
+            let evidence =
+                |e: &transient::Evidence| proto::Evidence { source: e.source.into(), value: e.value.clone() };
+            facts.evidence = verdict.evidence.iter().map(evidence).collect();
+        }
+        all.insert(dev, facts);
+    }
+    all
+}
+
+/// File systems that somebody has something open on for writing; asked only where a file system that cannot be frozen
+/// makes it matter. `None`: could not be told, so it is taken for granted.
+async fn written_to(guest: &Guest, root: &Path) -> Option<BTreeSet<Dev>> {
+    if !guest.superblocks.iter().any(|s| s.kind == Kind::FlushOnly && !s.read_only) {
+        return Some(BTreeSet::new());
+    }
+    let (root, processes) = (root.to_owned(), guest.processes.clone());
+    in_a_thread(READ_LIMIT, move || tasks::open_for_writing(&root, &processes)).await
+}
+
+type Touched = BTreeMap<Dev, (Option<superblock::Raw>, Space)>;
+
+/// The raw superblock and the space of each file system, as far as they answered in time.
+async fn touch(guest: &Guest, root: &Path) -> Touched {
+    let results: Arc<Mutex<Touched>> = Arc::default();
+    let superblocks = guest.superblocks.clone();
+    let devices: BTreeMap<Dev, PathBuf> = superblocks
+        .iter()
+        .filter(|s| s.kind == Kind::Freezable)
+        .filter_map(|s| {
+            let member = *guest.disks.members(s.dev).first()?;
+            let name = &guest.disks.devices.get(&member)?.name;
+            Some((s.dev, root.join("dev").join(name)))
+        })
+        .collect();
+    let filled = Arc::clone(&results);
+    let work = move || {
+        for superblock in &superblocks {
+            let raw = devices.get(&superblock.dev).and_then(|device| superblock::read(device).ok().flatten());
+            let space = space::of(superblock).ok().flatten().unwrap_or_default();
+            filled.lock().expect("no holder panics").insert(superblock.dev, (raw, space));
+        }
+    };
+    in_a_thread(TOUCH_LIMIT, work).await;
+    let results = results.lock().expect("no holder panics");
+    results.clone()
+}
+
+fn disk_name(guest: &Guest, superblock: &Superblock) -> String {
+    if superblock.kind == Kind::Memory && superblock.dev.major == 0 {
+        let mount = superblock.mounts.first().map_or_else(String::new, |m| m.display().to_string());
+        return format!("{}:{mount}", superblock.fs_type);
+    }
+    let member = guest.disks.members(superblock.dev).first().copied();
+    member
+        .and_then(|dev| guest.disks.devices.get(&dev))
+        .map_or_else(|| superblock.source.trim_start_matches("/dev/").to_owned(), |device| device.name.clone())
+}
+
+fn leaves(guest: &Guest, superblock: Dev) -> Vec<Leaf> {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    guest
+        .disks
+        .leaves(superblock)
+        .into_iter()
+        .filter_map(|dev| {
+            let device = guest.disks.devices.get(&dev)?;
+            let disk = guest.disks.disk(dev).unwrap_or(device);
+            let mut names = vec![device.name.clone(), disk.name.clone()];
+            names.dedup();
+            let id = &disk.identity;
+            let model = [&id.vendor, &id.model].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ");
+            Some(Leaf {
+                names,
+                disk: proto::Disk {
+                    name: disk.name.clone(),
+                    serial: text(&id.serial),
+                    wwn: text(&id.wwid),
+                    pci_address: text(&id.pci),
+                    nguid: text(&id.nguid),
+                    model,
+                    size_bytes: disk.size_bytes,
+                },
+            })
+        })
+        .collect()
+}
