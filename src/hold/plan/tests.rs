@@ -187,7 +187,8 @@ fn a_disk_selector_that_matches_nothing_refuses_and_one_that_matches_decides_wha
     let mut world =
         World::new(vec![superblock(1, "/", "ext4", Kind::Freezable), superblock(2, "/data", "ext4", Kind::Freezable)]);
     for (minor, serial) in [(1, "root-1"), (2, "vol-2")] {
-        let leaf = Leaf { names: vec![format!("sd{minor}")], serial: serial.into(), ..Leaf::default() };
+        let disk = proto::Disk { serial: serial.into(), ..Default::default() };
+        let leaf = Leaf { names: vec![format!("sd{minor}")], disk };
         let facts = Facts { leaves: vec![leaf], ..Facts::default() };
         world.facts.insert(Dev { major: 8, minor }, facts);
     }
