@@ -276,8 +276,10 @@ impl Driver {
 
         self.publisher.phase(Phase::Releasing);
         failpoint::reached("releasing").await;
+        let begun = Instant::now();
         let releasing = work.release(&mut end);
         let lost = desk.attend(releasing, &mut self.asks, &mut self.events, &self.publisher).await;
+        self.publisher.edit(|report| report.release_took = span(begun.elapsed()));
         failpoint::reached("settled").await;
         if let Some(wait) = work.waited() {
             lock(&self.budget).spend(wait);
@@ -322,6 +324,7 @@ impl Driver {
             admitted_time: Some(now()),
             rehearsal: spec.rehearsal,
             caller: caller.into(),
+            machine: Some(self.surroundings.machine(&[])),
             previous_id: self.publisher.history().last_good().map(|r| r.id.clone()).unwrap_or_default(),
             ..Default::default()
         };
