@@ -2,12 +2,12 @@
 //!
 //! Only the driver holds the [`Publisher`]; doors hold [`Published`].
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{
+    sync::{broadcast, watch},
     time::Instant,
 };
-
-use tokio::sync::{broadcast, watch};
 
 use super::{admit::Past, history::History};
 use crate::{
