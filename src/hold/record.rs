@@ -116,7 +116,7 @@ impl Records {
         });
         let record = Record { filesystem, size: 0 };
         let length = serde_json::to_vec(&self.page(&record, told.text())).map_or(0, |bytes| bytes.len());
-        let record = Record { size: receipt::size_for(length), ..record };
+        let record = Record { size: receipt::size_for(length, facts.receipt_room), ..record };
         let bytes = self.fitted(&record, told);
         self.records.insert(index, record);
         let sector = |state| {
