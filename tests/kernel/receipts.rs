@@ -48,6 +48,16 @@ fn all<'a>(value: &'a Value, name: &str) -> Vec<&'a str> {
     }
 }
 
+/// docs/receipt.schema.json is for programs that read receipts.
+fn is_as_published(record: &Value) {
+    let schema = include_str!("../../docs/receipt.schema.json").parse().expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let errors: Vec<String> = validator.iter_errors(record).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert_eq!(errors, Vec::<String>::new(), "{record:#}");
+    assert!(record["report"]["machine"]["boot_id"].as_str().is_some_and(|id| !id.is_empty()), "whose is it?");
+    assert!(record["report"]["coverage"].to_string().contains("size_bytes"), "which disks?");
+}
+
 fn state(lab: &Lab, at: &Path) -> String {
     all(&receipt(lab, at), "state").first().copied().unwrap_or("no state").to_owned()
 }
@@ -73,7 +83,9 @@ fn a_receipt_lies_on_every_held_file_system_and_says_released_after_the_thaw(lab
         let said = receipt(lab, &fs.mount);
         assert!(all(&said, "hold_id").contains(&"kept"), "{said:#}");
         comes_to_say(lab, &fs.mount, "released");
-        assert!(receipt(lab, &fs.mount).to_string().contains("unbroken"), "the verdict is missing");
+        let said = receipt(lab, &fs.mount);
+        assert!(said.to_string().contains("unbroken"), "the verdict is missing");
+        is_as_published(&said["receipt"]);
     }
 }
 
