@@ -20,6 +20,11 @@ pub struct Raw {
     pub uuid: String,
     /// ext only
     pub ext: Option<Ext>,
+    /// btrfs only: something was synced since the last commit, which a mount would replay. A freeze commits, so none is
+    /// there while frozen.
+    pub log_tree: bool,
+    /// how many devices it is on; more than one with btrfs only
+    pub devices: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,17 +75,37 @@ fn ext(bytes: &[u8]) -> Option<Raw> {
         mount_count: half(0x34),
         mount_time: word(0x2c),
     };
-    Some(Raw { fs_type: if has_journal { "ext4" } else { "ext2" }, uuid: uuid(&sb[0x68..0x78]), ext: Some(ext) })
+    Some(Raw {
+        fs_type: if has_journal { "ext4" } else { "ext2" },
+        uuid: uuid(&sb[0x68..0x78]),
+        ext: Some(ext),
+        log_tree: false,
+        devices: 1,
+    })
 }
 
 fn xfs(bytes: &[u8]) -> Option<Raw> {
     let sb = bytes.get(..0x100)?;
-    (&sb[..4] == b"XFSB").then(|| Raw { fs_type: "xfs", uuid: uuid(&sb[0x20..0x30]), ext: None })
+    (&sb[..4] == b"XFSB").then(|| Raw {
+        fs_type: "xfs",
+        uuid: uuid(&sb[0x20..0x30]),
+        ext: None,
+        log_tree: false,
+        devices: 1,
+    })
 }
 
 fn btrfs(bytes: &[u8]) -> Option<Raw> {
     let sb = bytes.get(BTRFS..BTRFS + 0x100)?;
-    (&sb[0x40..0x48] == b"_BHRfS_M").then(|| Raw { fs_type: "btrfs", uuid: uuid(&sb[0x20..0x30]), ext: None })
+    let devices = u64::from_le_bytes(sb[0x88..0x90].try_into().expect("eight bytes"));
+    let log_tree = sb[0x60..0x68] != [0; 8];
+    (&sb[0x40..0x48] == b"_BHRfS_M").then(|| Raw {
+        fs_type: "btrfs",
+        uuid: uuid(&sb[0x20..0x30]),
+        ext: None,
+        log_tree,
+        devices,
+    })
 }
 
 fn uuid(bytes: &[u8]) -> String {
