@@ -10,7 +10,7 @@ use crate::{
     error::{Exit, Failure, reason},
     hold::{
         RefusalKind, receipt,
-        verify::{self, Verification},
+        verify::{self, Host, Refused, Verification},
     },
     json,
 };
@@ -99,15 +99,11 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
             Some(record)
         }
     };
-    let roots = if args.dirs.is_empty() {
-        verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?
-    } else {
-        for dir in &args.dirs {
-            directory(dir)?;
-        }
-        args.dirs.clone()
+    let (paths, host) = match args.paths.is_empty() {
+        true => (verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?, Host::Restored),
+        false => (args.paths.clone(), Host::Elsewhere),
     };
-    let verification = verify::verify(&roots, record.as_ref());
+    let verification = verify::verify(&paths, record.as_ref(), host).map_err(|refused| refusal(&refused))?;
     let exit = match verification.exit_code(record.is_some()) {
         0 => Exit::Done,
         1 => Exit::Failed,
@@ -121,14 +117,50 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
     })
 }
 
+fn refusal(refused: &Refused) -> Failure {
+    let message = format!("failed to {refused}");
+    let failure = match refused {
+        Refused::Unreadable { source, .. } => {
+            let failure = Failure::io("look", source);
+            match source.kind() {
+                std::io::ErrorKind::PermissionDenied => Failure { message, ..failure },
+                _ => Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message),
+            }
+        }
+        Refused::NoSource(_) => Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message),
+        Refused::NotRoot(_) => Failure::local(RefusalKind::PermissionDenied, reason::NOT_PERMITTED, message),
+        Refused::Wrapped { .. } => Failure::local(RefusalKind::FailedPrecondition, "NOT_A_RAW_IMAGE", message),
+        Refused::Mounted { .. } | Refused::SameBtrfs { .. } => {
+            Failure::local(RefusalKind::FailedPrecondition, "IN_USE", message)
+        }
+    };
+    failure.hint(refused.hint())
+}
+
 fn lines(verification: &Verification) -> String {
-    let rows =
-        verification.filesystems.iter().map(|f| vec![f.root.display().to_string(), f.grade.to_string(), f.why.clone()]);
-    let mut table = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
-    for problem in &verification.problems {
-        table.push_str(&format!("! {}\n", problem.message));
+    let rows = verification.filesystems.iter().map(|f| vec![f.name.clone(), f.grade.to_string(), f.why.clone()]);
+    let mut out = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
+    for claimed in &verification.claims {
+        let limits = match claimed.limits.is_empty() {
+            true => String::new(),
+            false => format!(" (limited by {})", claimed.limits.join(", ")),
+        };
+        let claim = verify::claims::name(claimed.claim);
+        out.push_str(&format!("{} ({}): {claim}{limits}; {}\n", claimed.name, claimed.engine, claimed.why));
     }
-    table
+    for compared in &verification.databases {
+        out.push_str(&format!("{}\n", compared.sentence()));
+    }
+    for problem in &verification.problems {
+        out.push_str(&format!("! {}\n", problem.message));
+        if !problem.hint.is_empty() {
+            out.push_str(&format!("  hint: {}\n", problem.hint));
+        }
+    }
+    if verification.level != "none" {
+        out.push_str(&format!("level: {}: {}\n", verification.level, verification.level_why));
+    }
+    out
 }
 
 fn sentence(verification: &Verification, exit: Exit) -> String {

@@ -26,6 +26,7 @@ mod receipts;
 mod reports;
 mod self_protection;
 mod snapshots;
+mod truth;
 mod write_back;
 
 use std::process::ExitCode;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         faults::FACTS,
     ];
     // what they look at is how long something takes
-    let alone: &[&[lab::Fact]] = &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS];
+    let alone: &[&[lab::Fact]] =
+        &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS, truth::FACTS];
     lab::main_of_two_kinds(together, alone)
 }
