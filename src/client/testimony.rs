@@ -8,9 +8,10 @@ use super::{Answer, show};
 use crate::{
     cli,
     error::{Exit, Failure, reason},
+    guest::platform::Instance,
     hold::{
-        RefusalKind, receipt,
-        verify::{self, Verification},
+        RefusalKind, receipt, restored,
+        verify::{self, Grade, Verification},
     },
     json,
 };
@@ -62,6 +63,9 @@ pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
     let sentence = match found.sector.state {
         receipt::State::Frozen => "frozen: a copy that says so was cut while it was held",
         receipt::State::Released => "released: a copy that says so was cut after that hold",
+        receipt::State::Restored => {
+            "restored: a machine was started from a copy cut during that hold; what was written since is not part of it"
+        }
         receipt::State::Prepared => "prepared: a copy that says so was cut before all was held",
         receipt::State::Aborted => {
             "aborted: that hold failed before all was held; a copy that says so was cut after it"
@@ -107,7 +111,8 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
         }
         args.dirs.clone()
     };
-    let verification = verify::verify(&roots, record.as_ref());
+    let mut verification = verify::verify(&roots, record.as_ref());
+    recall(args, &mut verification);
     let exit = match verification.exit_code(record.is_some()) {
         0 => Exit::Done,
         1 => Exit::Failed,
@@ -119,6 +124,26 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
         sentence: sentence(&verification, exit),
         exit,
     })
+}
+
+/// A receipt that was rewritten on this machine in this boot: what the copy was worth when the daemon found it.
+fn recall(args: &cli::Verify, verification: &mut Verification) {
+    let Ok(loaded) = super::settings(args.config.config.as_deref()) else { return };
+    let boot_id = Instance::read(Path::new("/")).boot_id.unwrap_or_default();
+    let mut any = false;
+    for presented in &mut verification.filesystems {
+        let Some(found) = presented.found.as_ref() else { continue };
+        if let Some((grade, why)) = restored::said_before(&loaded.settings.paths.run, &found.sector, &boot_id)
+            && let Some(grade) = Grade::named(&grade)
+        {
+            presented.grade = grade;
+            presented.why = format!("when this machine was started from it: {why}");
+            any = true;
+        }
+    }
+    if any {
+        verification.grade = verification.filesystems.iter().map(|f| f.grade).min().unwrap_or(Grade::None);
+    }
 }
 
 fn lines(verification: &Verification) -> String {

@@ -30,6 +30,7 @@ pub enum Grade {
     None,
     Aborted,
     Prepared,
+    Restored,
     Released,
     ConsistentWithHold,
     CutInside,
@@ -37,6 +38,22 @@ pub enum Grade {
 }
 
 impl Grade {
+    const ALL: [Grade; 8] = [
+        Grade::None,
+        Grade::Aborted,
+        Grade::Prepared,
+        Grade::Restored,
+        Grade::Released,
+        Grade::ConsistentWithHold,
+        Grade::CutInside,
+        Grade::Proven,
+    ];
+
+    /// By the word that is printed.
+    pub fn named(word: &str) -> Option<Grade> {
+        Grade::ALL.into_iter().find(|grade| grade.to_string() == word)
+    }
+
     /// Was this copy cut while all was held, as far as it can tell?
     pub fn is_held(self) -> bool {
         self >= Grade::ConsistentWithHold
@@ -49,6 +66,7 @@ impl fmt::Display for Grade {
             Grade::None => "none",
             Grade::Aborted => "aborted",
             Grade::Prepared => "prepared",
+            Grade::Restored => "restored",
             Grade::Released => "released",
             Grade::ConsistentWithHold => "consistent-with-hold",
             Grade::CutInside => "cut-inside",
@@ -174,6 +192,7 @@ fn present(root: &Path, record: Option<&proto::Report>, problems: &mut Vec<proto
         State::Prepared => (Grade::Prepared, "cut before all was held".to_owned()),
         State::Aborted => (Grade::Aborted, "cut after a hold that failed".to_owned()),
         State::Released => (Grade::Released, "cut after the hold was released".to_owned()),
+        State::Restored => (Grade::Restored, RESTORED.to_owned()),
         State::Frozen => frozen(root, &found),
     };
     if let Some(record) = record.filter(|_| grade.is_held()) {
@@ -187,6 +206,9 @@ fn present(root: &Path, record: Option<&proto::Report>, problems: &mut Vec<proto
     }
     Presented { root: root.to_owned(), found: Some(found), grade, why }
 }
+
+const RESTORED: &str =
+    "a machine was started from a copy cut during that hold; what was written since is not part of it";
 
 /// The state is `frozen`: does the journal say more?
 fn frozen(root: &Path, found: &Found) -> (Grade, String) {
@@ -282,6 +304,7 @@ mod tests {
             (State::Released, Grade::Released, 3),
             (State::Prepared, Grade::Prepared, 3),
             (State::Aborted, Grade::Aborted, 3),
+            (State::Restored, Grade::Restored, 3),
         ] {
             let copy = copy(state, "a", "u1", &["u1"]);
             let verification = verify(&roots(&[&copy]), None);
