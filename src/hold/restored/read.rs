@@ -71,16 +71,10 @@ pub fn machine(root: &Path) -> io::Result<(Identity, Vec<Place>)> {
         boot_id: instance.boot_id.unwrap_or_default(),
         machine_id: instance.machine_id.unwrap_or_default(),
         product_uuid: instance.product_uuid.unwrap_or_default(),
-        instance_id: instance_id(root),
+        instance_id: instance.instance_id.map(|id| printable(&id)).unwrap_or_default(),
         root_serials: root_serials.unwrap_or_default(),
     };
     Ok((identity, places))
-}
-
-/// As cloud-init left it on disk.
-fn instance_id(root: &Path) -> String {
-    let text = std::fs::read_to_string(root.join("var/lib/cloud/data/instance-id")).unwrap_or_default();
-    printable(text.trim())
 }
 
 fn serials(guest: &Guest, superblock: Dev) -> BTreeSet<String> {

@@ -9,7 +9,10 @@ use std::{
 use super::{READ_LIMIT, TOUCH_LIMIT, in_a_thread};
 use crate::{
     guest::{Dev, Guest, Kind, Superblock, space, space::Space, superblock, tasks, transient},
-    hold::plan::{Facts, Leaf},
+    hold::{
+        plan::{Facts, Leaf},
+        receipt,
+    },
     proto,
 };
 
@@ -30,6 +33,7 @@ pub(super) async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathB
             ext: raw.and_then(|raw| raw.ext),
             used_bytes: space.used,
             size_bytes: space.size,
+            receipt_room: receipt::Room { free: space.free, taken: space.of_file },
             leaves: leaves(guest, dev),
             open_for_writing: written.as_ref().is_none_or(|devs| devs.contains(&dev)),
             ..Facts::default()
@@ -76,10 +80,11 @@ async fn touch(guest: &Guest, root: &Path) -> Touched {
         })
         .collect();
     let filled = Arc::clone(&results);
+    let receipt = Path::new(receipt::DIRECTORY).join(receipt::JSON);
     let work = move || {
         for superblock in &superblocks {
             let raw = devices.get(&superblock.dev).and_then(|device| superblock::read(device).ok().flatten());
-            let space = space::of(superblock).ok().flatten().unwrap_or_default();
+            let space = space::of(superblock, &receipt).ok().flatten().unwrap_or_default();
             filled.lock().expect("no holder panics").insert(superblock.dev, (raw, space));
         }
     };
