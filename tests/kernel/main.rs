@@ -24,6 +24,7 @@ mod private_root;
 mod ready;
 mod receipts;
 mod reports;
+mod restored;
 mod self_protection;
 mod snapshots;
 mod truth;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         ready::sqlite::FACTS,
         receipts::FACTS,
         reports::FACTS,
+        restored::FACTS,
         snapshots::FACTS,
         private_root::FACTS,
         faults::FACTS,

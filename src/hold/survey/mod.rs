@@ -148,6 +148,7 @@ pub async fn check(
     if look == Look::Everything {
         report.problems.extend(callers(settings, surroundings, &survey.hooks).await);
         report.problems.extend(super::reporters::problems(settings).await);
+        report.problems.extend(super::restored::problems(settings).await);
     }
     report.problems.extend(survey.refusals.iter().map(as_problem));
     let would_refuse = !survey.refusals.is_empty();

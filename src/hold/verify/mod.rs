@@ -12,7 +12,7 @@
 //! | `cut-inside` | `frozen`, on journalled ext4 whose raw superblock shows no `needs_recovery`, and mount count and time as recorded |
 //! | `consistent-with-hold` | `frozen` on any other file system, or on an ext4 that has been mounted since |
 //! | `outside` | `frozen`, but the raw superblock shows that it was not cut while it was: crash-consistent at best |
-//! | `released` `prepared` `aborted` | the copy was cut outside a hold: crash-consistent at best |
+//! | `released` `prepared` `aborted` `restored` | the copy was cut outside a hold: crash-consistent at best |
 //! | `none` | no receipt |
 
 pub mod claims;
@@ -31,7 +31,10 @@ use serde_json::{Value, json};
 
 pub use self::{claims::Claimed, grade::Grade, left::Left, plain::text as plain_text, source::Refused};
 use self::{offline::Identity, source::Place};
-use super::{plan::problem, receipt::Found};
+use super::{
+    plan::problem,
+    receipt::{Found, Sector},
+};
 use crate::{
     guest, json,
     proto::{self, Severity},
@@ -64,12 +67,12 @@ impl Presented {
 }
 
 /// Where this is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Host {
+#[derive(Clone, Copy)]
+pub enum Host<'a> {
     /// on a machine that is not the copy: what is mounted here says nothing
     Elsewhere,
-    /// the file systems of this machine are the copies
-    Restored,
+    /// the file systems of this machine are the copies; `recall` knows what one that was rewritten here since said before
+    Restored { recall: &'a dyn Fn(&Sector) -> Option<(Grade, String)> },
 }
 
 /// What all presented copies prove together.
@@ -166,10 +169,10 @@ pub fn mounted() -> std::io::Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// A path that must not be looked into, or cannot. Nothing was touched then.
-pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host) -> Result<Verification, Refused> {
+pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host<'_>) -> Result<Verification, Refused> {
     let places = source::places(paths)?;
     let mut problems = Vec::new();
-    let filesystems: Vec<Presented> = places.iter().map(|place| present(place, record, &mut problems)).collect();
+    let filesystems: Vec<Presented> = places.iter().map(|place| present(place, record, host, &mut problems)).collect();
     let hold_id = together::one_hold(&filesystems, &mut problems);
     let incomplete = together::missing(&filesystems, &mut problems);
     let mut grade = filesystems.iter().map(|f| f.grade).min().unwrap_or(Grade::None);
@@ -206,7 +209,12 @@ pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host) -> 
     })
 }
 
-fn present(place: &Place, record: Option<&proto::Report>, problems: &mut Vec<proto::Problem>) -> Presented {
+fn present(
+    place: &Place,
+    record: Option<&proto::Report>,
+    host: Host<'_>,
+    problems: &mut Vec<proto::Problem>,
+) -> Presented {
     let name = place.name();
     let nothing = |why: String| Presented {
         root: place.path.clone(),
@@ -249,6 +257,11 @@ fn present(place: &Place, record: Option<&proto::Report>, problems: &mut Vec<pro
     let told = plain::value(&found.record);
     let (mut grade, mut why) =
         grade::grade(found.sector.state, opened.raw.as_ref(), opened.usage, &found.record["filesystem"]);
+    if let Host::Restored { recall } = host
+        && let Some(before) = recall(&found.sector)
+    {
+        (grade, why) = before;
+    }
     if let Some(record) = record.filter(|_| grade.is_held()) {
         match together::against(record, &found) {
             Ok(()) => (grade, why) = (Grade::Proven, "and the hold record says unbroken".to_owned()),
@@ -269,7 +282,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        hold::receipt::{self, Sector, State},
+        hold::receipt::{self, State},
         proto::{StepOutcome, Verdict, step::Detail},
     };
 
@@ -300,6 +313,7 @@ mod tests {
             (State::Released, Grade::Released, 3),
             (State::Prepared, Grade::Prepared, 3),
             (State::Aborted, Grade::Aborted, 3),
+            (State::Restored, Grade::Restored, 3),
         ] {
             let copy = copy(state, "a", "u1", &["u1"]);
             let verification = graded(&[&copy], None);
