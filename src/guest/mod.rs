@@ -14,6 +14,7 @@ pub mod order;
 pub mod osinfo;
 pub mod platform;
 pub mod preflight;
+pub mod risk;
 pub mod space;
 mod stock_agent;
 pub mod superblock;
@@ -29,6 +30,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use tasks::Processes;
@@ -114,6 +116,15 @@ pub struct Guest {
     /// superblocks' dependencies: (inner, outer): inner's device or data lies on outer; inner must freeze first
     pub lies_on: Vec<(Dev, Dev)>,
     pub processes: Processes,
+    /// who writes where: read when first asked for
+    writers: Arc<OnceLock<risk::Writers>>,
+}
+
+impl Guest {
+    /// Who has files open for writing, read once. Takes milliseconds: call from a thread.
+    pub fn writers(&self, root: &Path) -> &risk::Writers {
+        self.writers.get_or_init(|| risk::Writers::read(root, &self.processes))
+    }
 }
 
 /// Reads processes, mounts, block devices and their dependencies below `root` ("/" on a real machine).
@@ -132,7 +143,7 @@ pub fn read(root: &Path) -> io::Result<Guest> {
         }
     }
     let lies_on = disks.lies_on(&superblocks);
-    Ok(Guest { superblocks, disks, lies_on, processes })
+    Ok(Guest { superblocks, disks, lies_on, processes, writers: Arc::default() })
 }
 
 /// A file of /proc or /sys, of which there are many and each has at most a page: no more system calls than it takes.

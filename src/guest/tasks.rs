@@ -172,21 +172,10 @@ fn blocked_on(process: &Path, task: &Path, own: &[MountLine]) -> Vec<Dev> {
     on
 }
 
-/// The superblocks, of this mount namespace, that some process has a file open on for writing. Reads /proc/*/fdinfo only:
-/// no file system is touched.
-pub fn open_for_writing(root: &Path, processes: &Processes) -> BTreeSet<Dev> {
-    let own = mounts::read(root).unwrap_or_default();
-    let open = |pid: i32| fs::read_dir(root.join("proc").join(pid.to_string()).join("fdinfo"));
-    processes
-        .with_files()
-        .filter_map(|pid| open(pid).ok())
-        .flatten()
-        .flatten()
-        .filter_map(|entry| read_descriptor(&entry.path()))
-        .filter(|descriptor| descriptor.writable)
-        .filter_map(|descriptor| mounts::by_mount_id(&own, descriptor.mount_id))
-        .map(|line| line.dev)
-        .collect()
+/// The mount that /proc/PID/fdinfo/FD, or its beginning, says a file is open for writing on.
+pub(super) fn writable_mount(fdinfo: &[u8]) -> Option<u64> {
+    let descriptor = descriptor(str::from_utf8(fdinfo).ok()?)?;
+    descriptor.writable.then_some(descriptor.mount_id)
 }
 
 /// What /proc/PID/fdinfo/FD says of an open file.
