@@ -393,7 +393,12 @@ fn stance(row: &View<'_>) -> Result<Stance, Error> {
         ("accept", Some(because)) => Ok(Stance::Accept { because }),
         ("accept", None) => {
             let hint = "write it down, e.g. because = \"scratch only\"";
-            Err(row.invalid_with_hint("policy", &row.required("policy")?, "nobody says why what is there may be lost", hint))
+            Err(row.invalid_with_hint(
+                "policy",
+                &row.required("policy")?,
+                "nobody says why what is there may be lost",
+                hint,
+            ))
         }
         ("refuse", _) => Ok(Stance::Refuse),
         _ => Ok(Stance::Warn),

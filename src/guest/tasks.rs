@@ -250,26 +250,6 @@ mod tests {
     }
 
     #[test]
-    fn a_file_open_for_writing_names_its_superblock_and_one_open_for_reading_does_not() {
-        let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        write(
-            "proc/self/mountinfo",
-            "31 1 8:1 / /boot/efi rw - vfat /dev/sda1 rw\n32 1 8:2 / / rw - ext4 /dev/sda2 rw\n",
-        );
-        write("proc/7/fdinfo/3", "pos:\t0\nflags:\t0100001\nmnt_id:\t31\n");
-        write("proc/7/fdinfo/4", "pos:\t0\nflags:\t0100000\nmnt_id:\t32\n");
-        assert_eq!(
-            open_for_writing(root.path(), &Processes::read(root.path())),
-            BTreeSet::from([Dev { major: 8, minor: 1 }])
-        );
-    }
-
-    #[test]
     #[cfg(target_arch = "x86_64")] // the fixture's system call numbers are
     fn a_blocked_thread_is_on_the_file_system_of_its_call_or_on_all_it_writes_to() {
         let mut blocked = blocked_in(fixture("preflight").path());

@@ -31,7 +31,10 @@ pub(super) fn tables(root: &Path, walk: &Walk<'_>, aim: &Aim<'_>) -> Vec<(Dev, R
         if let Some(place) = there {
             let (table, path) = (file.display(), place.path.display());
             let message = format!("a job of {table} uses {path}");
-            risks.push((place.dev, Risk { level: Level::State, subject: format!("cron:{table}"), path: place.path, message }));
+            risks.push((
+                place.dev,
+                Risk { level: Level::State, subject: format!("cron:{table}"), path: place.path, message },
+            ));
         }
     }
     risks

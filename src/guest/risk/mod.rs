@@ -135,13 +135,21 @@ fn kind(subject: &str) -> String {
 }
 
 /// Looks for everything but writers and databases. `found` fills while it looks; its stage is `None` when all was seen.
-pub fn look(root: &Path, wanted: &[Wanted], found: &Found) {
+/// `ours`: what of holdstill's own may lie there, each with its subject and what it is.
+pub fn look(root: &Path, wanted: &[Wanted], ours: &[(String, String, PathBuf)], found: &Found) {
     found.stage(Some("the mount table"));
     let Ok(lines) = mounts::read(root) else { return };
     let table = Table::new(&lines);
     let walk = Walk::new(root, &table);
     let aim = Aim { wanted: wanted.iter().map(|wanted| (wanted.dev, wanted)).collect() };
     found.add(reached::binds(&lines, &table, &aim));
+    found.stage(Some("holdstill's own files"));
+    let own = ours.iter().filter_map(|(subject, what, path)| {
+        let place = walk.to(path).filter(|place| aim.at_state(place.dev))?;
+        let message = format!("{what} {}", place.path.display());
+        Some((place.dev, Risk { level: Level::State, subject: subject.clone(), path: place.path, message }))
+    });
+    found.add(own.collect());
     found.stage(Some("swap areas"));
     let swaps = swaps(root, &walk, &aim);
     found.add(swaps.iter().map(|(dev, path)| (*dev, swap_risk(path))).collect());
@@ -156,7 +164,8 @@ pub fn look(root: &Path, wanted: &[Wanted], found: &Found) {
     found.stage(Some("its top directory"));
     for wanted in wanted.iter().filter(|wanted| matches!(wanted.care, Care::Everything | Care::System)) {
         if let Some(home) = &wanted.home {
-            let swaps: Vec<&Path> = swaps.iter().filter(|(dev, _)| *dev == wanted.dev).map(|(_, p)| p.as_path()).collect();
+            let swaps: Vec<&Path> =
+                swaps.iter().filter(|(dev, _)| *dev == wanted.dev).map(|(_, p)| p.as_path()).collect();
             found.add(vec![(wanted.dev, top::top(root, &table, wanted, home, &swaps))]);
         }
     }

@@ -16,8 +16,21 @@ use super::{
 
 /// Where links are looked for, one level deep.
 const USUAL: [&str; 15] = [
-    "/", "/etc", "/home", "/opt", "/root", "/srv", "/usr", "/usr/local", "/var", "/var/lib", "/var/log", "/var/opt",
-    "/var/spool", "/var/www", "/data",
+    "/",
+    "/etc",
+    "/home",
+    "/opt",
+    "/root",
+    "/srv",
+    "/usr",
+    "/usr/local",
+    "/var",
+    "/var/lib",
+    "/var/log",
+    "/var/opt",
+    "/var/spool",
+    "/var/www",
+    "/data",
 ];
 
 /// A directory with more entries is nobody's idea of a place for links.
@@ -46,14 +59,17 @@ pub(super) fn binds(lines: &[MountLine], table: &Table<'_>, aim: &Aim<'_>) -> Ve
 
 /// Where else, and first, the same directory is: `line` is a bind mount of that.
 fn elsewhere(line: &MountLine, lines: &[MountLine], table: &Table<'_>) -> Option<PathBuf> {
-    lines.iter().filter(|other| other.dev == line.dev && other.id != line.id && table.is_visible(other)).find_map(|other| {
-        let below = line.fs_root.strip_prefix(&other.fs_root).ok()?;
-        // mounted twice as a whole: the earlier one is the real one
-        let part = !below.as_os_str().is_empty();
-        let earlier = lines.iter().position(|l| l.id == other.id) < lines.iter().position(|l| l.id == line.id);
-        let inside = line.mount_point.starts_with(&other.mount_point);
-        (!inside && (part || earlier)).then(|| if part { other.mount_point.join(below) } else { other.mount_point.clone() })
-    })
+    lines.iter().filter(|other| other.dev == line.dev && other.id != line.id && table.is_visible(other)).find_map(
+        |other| {
+            let below = line.fs_root.strip_prefix(&other.fs_root).ok()?;
+            // mounted twice as a whole: the earlier one is the real one
+            let part = !below.as_os_str().is_empty();
+            let earlier = lines.iter().position(|l| l.id == other.id) < lines.iter().position(|l| l.id == line.id);
+            let inside = line.mount_point.starts_with(&other.mount_point);
+            (!inside && (part || earlier))
+                .then(|| if part { other.mount_point.join(below) } else { other.mount_point.clone() })
+        },
+    )
 }
 
 /// Links in the usual places.

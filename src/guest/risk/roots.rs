@@ -21,7 +21,11 @@ const fn known(name: &'static str, usual: &'static str, parts: &'static [&'stati
 
 const KNOWN: &[Known] = &[
     known("docker", "/var/lib/docker", &["volumes", "containers", "overlay2"]),
-    known("containerd", "/var/lib/containerd", &["io.containerd.snapshotter.v1.overlayfs", "io.containerd.content.v1.content"]),
+    known(
+        "containerd",
+        "/var/lib/containerd",
+        &["io.containerd.snapshotter.v1.overlayfs", "io.containerd.content.v1.content"],
+    ),
     known("containers", "/var/lib/containers/storage", &["volumes", "overlay"]),
     known("kubelet", "/var/lib/kubelet", &["pods"]),
     known("rancher", "/var/lib/rancher", &["k3s", "rke2"]),
@@ -54,7 +58,8 @@ pub(super) fn roots(root: &Path, walk: &Walk<'_>, aim: &Aim<'_>) -> Vec<(Dev, Ri
                 None if place.path != at => format!(", reached as {}", at.display()),
                 None => String::new(),
             };
-            let message = format!("the root of {} is {}{how}{}", known.name, place.path.display(), pods(root, known, &place));
+            let message =
+                format!("the root of {} is {}{how}{}", known.name, place.path.display(), pods(root, known, &place));
             risks.push((place.dev, risk(known.name, &place.path, message)));
             continue;
         }

@@ -23,14 +23,16 @@ pub(super) fn top(root: &Path, table: &Table<'_>, wanted: &Wanted, home: &Path, 
     }
     match names(root, home, swaps) {
         Err(error) => risk(Level::NotEmpty, format!("{at} cannot be looked into: {error}")),
-        Ok((names, _)) if names.is_empty() => risk(Level::Benign, format!("nothing is in {at} that anybody would miss")),
+        Ok((names, _)) if names.is_empty() => {
+            risk(Level::Benign, format!("nothing is in {at} that anybody would miss"))
+        }
         Ok((names, more)) => {
             let shown: Vec<&str> = names.iter().take(SHOWN).map(String::as_str).collect();
             let rest = match names.len() - shown.len() {
                 0 => String::new(),
                 rest => format!(" and {}{rest} more", if more { "at least " } else { "" }),
             };
-            risk(Level::NotEmpty, format!("{} is in {at}", shown.join(", ") + &rest))
+            risk(Level::NotEmpty, format!("{} at the top of {at}", shown.join(", ") + &rest))
         }
     }
 }

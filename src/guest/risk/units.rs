@@ -75,7 +75,9 @@ fn files(root: &Path, walk: &Walk<'_>) -> BTreeMap<String, Vec<PathBuf>> {
                 if units.len() < MOST_UNITS {
                     units.entry(name).or_insert_with(|| vec![path]);
                 }
-            } else if let Some(unit) = name.strip_suffix(".d").filter(|unit| unit.ends_with(".service") && kind.is_dir()) {
+            } else if let Some(unit) =
+                name.strip_suffix(".d").filter(|unit| unit.ends_with(".service") && kind.is_dir())
+            {
                 for file in fs::read_dir(inside(root, &path)).into_iter().flatten().flatten() {
                     let file_name = file.file_name();
                     if file_name.as_encoded_bytes().ends_with(b".conf") {
@@ -97,7 +99,9 @@ fn files(root: &Path, walk: &Walk<'_>) -> BTreeMap<String, Vec<PathBuf>> {
 /// A second name of another unit.
 fn is_alias(root: &Path, path: &Path, name: &str) -> bool {
     let target = fs::read_link(inside(root, path)).unwrap_or_default();
-    target.file_name().is_none_or(|target| target != name && target != "null" && target.to_string_lossy().ends_with(".service"))
+    target
+        .file_name()
+        .is_none_or(|target| target != name && target != "null" && target.to_string_lossy().ends_with(".service"))
 }
 
 /// What a unit file says, as far as it names places; a list is emptied by an empty value.
@@ -247,7 +251,10 @@ mod tests {
 
     #[test]
     fn an_empty_value_takes_back_what_was_said_before_and_unknown_specifiers_are_not_guessed() {
-        assert_eq!(paths("ExecStart=/a\nExecStart=\nExecStart=/b\nWorkingDirectory=/home/%u\n"), [("/b".to_owned(), "is started with")]);
+        assert_eq!(
+            paths("ExecStart=/a\nExecStart=\nExecStart=/b\nWorkingDirectory=/home/%u\n"),
+            [("/b".to_owned(), "is started with")]
+        );
         assert_eq!(expanded("%%x", "a.service"), Some("%x".into()));
         assert_eq!(expanded("%i", "a.service"), None);
     }

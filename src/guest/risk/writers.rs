@@ -68,14 +68,16 @@ impl Writers {
     /// A process that ends meanwhile, or may not be looked at, has nothing open.
     fn add(&mut self, root: &Path, pid: i32) {
         let path = root.join(format!("proc/{pid}/fdinfo"));
-        let Ok(mut dir) = Dir::open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) else {
+        let Ok(mut dir) = Dir::open(&path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        else {
             return;
         };
         let names: Vec<_> = dir.iter().flatten().map(|entry| entry.file_name().to_owned()).collect();
         // what is asked for stands in the first lines
         let mut text = [0; 192];
         for name in names.iter().filter(|name| name.to_bytes()[0] != b'.') {
-            let Ok(file) = openat(dir.as_fd(), name.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()) else {
+            let Ok(file) = openat(dir.as_fd(), name.as_c_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+            else {
                 continue;
             };
             let Ok(length) = read(&file, &mut text) else { continue };
@@ -158,6 +160,8 @@ pub fn written(root: &Path, processes: &Processes, writers: &[Writer], told: &dy
 /// The unit a process belongs to, as its control group is named (cgroups(7)).
 fn unit_of(root: &Path, pid: i32) -> Option<String> {
     let text = fs::read_to_string(root.join(format!("proc/{pid}/cgroup"))).ok()?;
-    let group = text.lines().find_map(|line| line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|x| x.1)))?;
+    let group = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::").or_else(|| line.split_once(":name=systemd:").map(|x| x.1)))?;
     group.rsplit('/').find(|name| name.ends_with(".service")).map(str::to_owned)
 }

@@ -1,6 +1,7 @@
 //! The survey: everything a hold needs to know before anybody waits. Read the guest, list the hooks, connect to the
 //! databases, make the plan, judge what can be reached. `check` stops here; a hold goes on with what it found.
 
+mod at_risk;
 mod databases;
 mod facts;
 
@@ -101,6 +102,10 @@ pub struct Survey {
     pub writes_receipts: bool,
     /// held, and no receipt is written there
     pub without_receipt: BTreeSet<Dev>,
+    /// where everything lies that databases need
+    parts: Vec<at_risk::DatabasePart>,
+    /// servers that run here, held or not
+    engines: Vec<guest::databases::RunningEngine>,
 }
 
 /// What a hold must reach.
@@ -218,7 +223,6 @@ pub async fn survey(
         facts: &facts,
         lies_on: &guest.lies_on,
         filesystems: &settings.filesystems,
-        policy: settings.transient.policy,
         spec,
     })?;
     let callers = caller_freezes(spec);
@@ -239,11 +243,15 @@ pub async fn survey(
         callers,
         writes_receipts: settings.receipt.enabled && !spec.rehearsal && !callers,
         without_receipt: BTreeSet::new(),
+        parts: Vec::new(),
+        engines: Vec::new(),
         guest,
         facts,
         plan,
     };
     survey.list_hooks(settings).await;
+    // looks while databases are asked
+    let looking = survey.begin_looking(settings, surroundings, look);
     match look {
         Look::Everything => survey.find_databases(settings, surroundings, spec).await,
         Look::WhileHeld => {
@@ -257,6 +265,7 @@ pub async fn survey(
             ));
         }
     }
+    survey.note_risks(looking, settings, surroundings).await;
     let file_systems = std::mem::take(&mut survey.plan.steps);
     survey.steps.extend(file_systems);
     survey.preflight(settings, surroundings, spec, look).await;
@@ -363,8 +372,12 @@ impl Survey {
             let hint = "remove PrivateTmp=, ProtectSystem= and the like from its unit";
             self.problems.push(problem(Severity::Note, "OWN_MOUNT_NAMESPACE", "", message, hint));
         }
-        for mount in transient::unmatched(&self.guest.superblocks, &settings.transient.mounts) {
-            let message = format!("{} in [transient] mounts is not a mount point", mount.display());
+        let exceptions: Vec<PathBuf> = settings.transient.exceptions.iter().map(|e| e.path.clone()).collect();
+        let unmatched = |paths: &[PathBuf]| transient::unmatched(&self.guest.superblocks, paths);
+        let mounts = unmatched(&settings.transient.mounts).into_iter().map(|mount| (mount, "[transient] mounts"));
+        let exceptions = unmatched(&exceptions).into_iter().map(|mount| (mount, "a [[transient.mount]]"));
+        for (mount, place) in mounts.chain(exceptions) {
+            let message = format!("{} in {place} is not a mount point", mount.display());
             let hint = "correct it, or remove it if that disk is gone";
             self.problems.push(problem(
                 Severity::Warning,
