@@ -15,11 +15,15 @@ use super::{Look, READ_LIMIT, Surroundings, Survey, TOUCH_LIMIT, in_a_thread};
 use crate::{
     config::{Settings, Stance},
     guest::{
-        Dev, Kind, Superblock,
+        Dev, Guest, Kind, Superblock,
         risk::{self, Care, Found, Level, Risk, Wanted, Writer},
+        transient,
         whereabouts::Whereabouts,
     },
-    hold::plan::{Lost, display, policy, problem},
+    hold::{
+        contents::Place,
+        plan::{Lost, display, policy, problem},
+    },
     proto::{self, Durability, InSnapshot, RiskLevel, Severity},
 };
 
@@ -108,6 +112,7 @@ impl Survey {
             let entry = &mut self.plan.coverage[lost.coverage];
             fill(entry, risks.remove(&dev).unwrap_or_default());
         }
+        self.note_contents(surroundings);
         self.name_ours_outside();
         let judgement =
             policy::judge(&self.plan.lost, &self.guest.superblocks, &self.plan.coverage, &settings.transient);
@@ -153,6 +158,20 @@ impl Survey {
             known.extend(risk::written(root, &self.guest.processes, writers, &spoken_for));
         }
         self.add_idle_servers(root, risks).await;
+    }
+
+    /// What was counted before this, and what is to be counted after it.
+    fn note_contents(&mut self, surroundings: &Surroundings) {
+        let mut places = Vec::new();
+        for lost in &self.plan.lost {
+            let superblock = &self.guest.superblocks[lost.superblock];
+            let entry = &mut self.plan.coverage[lost.coverage];
+            if let Some(place) = to_count(superblock, &entry.uuid) {
+                entry.contents = surroundings.contents.known(&place);
+                places.push(place);
+            }
+        }
+        surroundings.contents.want(places);
     }
 
     /// Processes of databases that are held, and those of servers that are not, each with its server.
@@ -282,6 +301,25 @@ fn wanted(superblock: &Superblock) -> Option<Wanted> {
         mount_id: home.map(|mount| mount.mount_id).unwrap_or_default(),
         home: home.map(|mount| mount.path.clone()),
     })
+}
+
+/// A disk that can be looked into.
+fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
+    let home = wanted(superblock)?.home?;
+    Some(Place { dev: superblock.dev, uuid: uuid.to_owned(), top: home })
+}
+
+/// Before anybody asks: disks that are transient, whatever the snapshot.
+pub(super) fn to_count_at_start(guest: &Guest, transient_mounts: &[PathBuf]) -> Vec<Place> {
+    let verdicts = transient::classify(&guest.superblocks, &guest.disks, transient_mounts);
+    let gone = |superblock: &&Superblock| {
+        verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
+            transient::Durability::Transient | transient::Durability::Mixed => true,
+            transient::Durability::Unknown | transient::Durability::Durable => false,
+        })
+    };
+    let uuid = |superblock: &Superblock| guest.disks.uuid(superblock.dev).unwrap_or_default().to_owned();
+    guest.superblocks.iter().filter(gone).filter_map(|s| to_count(s, &uuid(s))).collect()
 }
 
 /// Where everybody has something in memory, and knows it.

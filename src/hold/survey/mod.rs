@@ -9,6 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,6 +19,7 @@ pub use self::databases::Instance;
 use super::{
     Refusal, RefusalKind,
     admit::Caps,
+    contents::Contents,
     plan::{self, Achieved, Facts, Filesystems, Inputs, Plan, Required, caller_freezes, problem},
 };
 use crate::{
@@ -54,6 +56,8 @@ pub struct Surroundings {
     pub platform: platform::Platform,
     /// the running kernel's release
     pub kernel: String,
+    /// what was counted on disks that are in no snapshot: the one thing here that does change
+    pub contents: Arc<Contents>,
 }
 
 impl Surroundings {
@@ -63,6 +67,7 @@ impl Surroundings {
             instance: platform::Instance::read(root),
             platform: platform::Dmi::read(root).platform(),
             kernel: osinfo::read(root).kernel_release.unwrap_or_default(),
+            contents: Arc::default(),
         }
     }
 
@@ -161,9 +166,11 @@ pub async fn check(
 }
 
 /// Reads once what every hold reads, so that the first one does not wait until our own program has come from the disk.
-/// Says and keeps nothing. Blocks.
-pub fn warm_up(root: &Path) {
+/// Says and keeps nothing, but has what lies on transient disks counted. Blocks.
+pub fn warm_up(settings: &Settings, surroundings: &Surroundings) {
+    let root = &surroundings.root;
     if let Ok(guest) = guest::read(root) {
+        surroundings.contents.want(at_risk::to_count_at_start(&guest, &settings.transient.mounts));
         let _ = guest::databases::read(root, &guest.processes);
         let _ = preflight::read(root, &guest);
     }
