@@ -8,7 +8,7 @@ use std::{
 
 use super::{READ_LIMIT, TOUCH_LIMIT, in_a_thread};
 use crate::{
-    guest::{Dev, Guest, Kind, Superblock, space, space::Space, superblock, tasks, transient},
+    guest::{Dev, Guest, Kind, Superblock, space, space::Space, superblock, transient},
     hold::{
         plan::{Facts, Leaf},
         receipt,
@@ -60,8 +60,8 @@ async fn written_to(guest: &Guest, root: &Path) -> Option<BTreeSet<Dev>> {
     if !guest.superblocks.iter().any(|s| s.kind == Kind::FlushOnly && !s.read_only) {
         return Some(BTreeSet::new());
     }
-    let (root, processes) = (root.to_owned(), guest.processes.clone());
-    in_a_thread(READ_LIMIT, move || tasks::open_for_writing(&root, &processes)).await
+    let (root, guest) = (root.to_owned(), guest.clone());
+    in_a_thread(READ_LIMIT, move || guest.writers(&root).devs(&root)).await
 }
 
 type Touched = BTreeMap<Dev, (Option<superblock::Raw>, Space)>;
