@@ -3,6 +3,7 @@
 
 mod databases;
 mod facts;
+mod storage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -188,7 +189,7 @@ pub async fn survey(
     look: Look,
 ) -> Result<Survey, Refusal> {
     let guest = read_guest(&surroundings.root).await?;
-    let facts = facts::gather(&guest, &surroundings.root, &settings.transient.mounts).await;
+    let (facts, storage) = facts::gather(&guest, &surroundings.root, &settings.transient.mounts, look).await;
     let plan = plan::plan(&Inputs {
         superblocks: &guest.superblocks,
         facts: &facts,
@@ -238,6 +239,8 @@ pub async fn survey(
     survey.preflight(settings, surroundings, spec, look).await;
     survey.note_surroundings(settings, surroundings);
     survey.judge(settings, spec);
+    // after: none of this is why a level cannot be reached
+    survey.problems.extend(storage.problems(&survey.guest, &survey.plan.coverage));
     Ok(survey)
 }
 
