@@ -7,6 +7,7 @@
 mod lab;
 
 mod databases;
+mod disks;
 mod filesystems;
 mod machine;
 mod paused;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         snapshots::FACTS,
         who_thaws::FACTS,
         filesystems::FACTS,
+        disks::FACTS,
         wire::FACTS,
         transcript::FACTS,
         paused::FACTS,
