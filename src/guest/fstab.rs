@@ -10,6 +10,8 @@ use std::{
 use super::{Dev, disks::BlockGraph, mounts};
 
 const MOST_BYTES: u64 = 256 << 10;
+/// No machine boots with as many.
+const MOST_ENTRIES: usize = 1024;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +45,7 @@ pub fn read(root: &Path) -> Vec<Entry> {
 }
 
 pub fn parse(text: &str) -> Vec<Entry> {
-    text.lines().filter_map(entry).collect()
+    text.lines().filter_map(entry).take(MOST_ENTRIES).collect()
 }
 
 fn entry(line: &str) -> Option<Entry> {

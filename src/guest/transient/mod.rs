@@ -141,14 +141,15 @@ pub fn classify(superblocks: &[Superblock], graph: &BlockGraph, knowledge: &Know
     superblocks.iter().map(|s| (s.dev, judge.verdict(Node::Superblock(s.dev)))).collect()
 }
 
-/// What is known of a device no file system is mounted from, such as swap.
-pub fn classify_device(
-    device: Dev,
+/// The same for devices that no file system is mounted from, such as swap.
+pub fn classify_devices(
+    devices: &[Dev],
     superblocks: &[Superblock],
     graph: &BlockGraph,
     knowledge: &Knowledge<'_>,
-) -> Verdict {
-    judge::Judge::new(superblocks, graph, knowledge).verdict(Node::Block(device))
+) -> BTreeMap<Dev, Verdict> {
+    let mut judge = judge::Judge::new(superblocks, graph, knowledge);
+    devices.iter().map(|dev| (*dev, judge.verdict(Node::Block(*dev)))).collect()
 }
 
 /// Configured mount points that are none here, or that are the root: silence would look like consent.

@@ -52,22 +52,23 @@ impl Storage {
         let (superblocks, graph) = (&guest.superblocks, &guest.disks);
         let verdicts = transient::classify(superblocks, graph, knowledge);
         let boot = transient::boot_disks(superblocks, graph);
-        let listed = |entry: Entry| {
-            let superblock = mounted_from(&entry, guest);
-            let device = entry.device(graph);
-            let durability = match (superblock, device) {
-                (Some(dev), _) => verdicts.get(&dev).map(|verdict| verdict.durability),
-                (None, Some(dev)) => Some(transient::classify_device(dev, superblocks, graph, knowledge).durability),
-                (None, None) => None,
-            };
-            let disks = superblock.or(device).map(|dev| disks(dev, graph)).unwrap_or_default();
-            Listed { entry, superblock, disks, durability: durability.unwrap_or(Durability::Unknown) }
-        };
         let needed = fstab.into_iter().filter(|entry| !entry.may_fail());
+        let needed: Vec<_> = needed.map(|entry| (mounted_from(&entry, guest), entry.device(graph), entry)).collect();
+        let unmounted: Vec<Dev> = needed.iter().filter(|(s, ..)| s.is_none()).filter_map(|(_, d, _)| *d).collect();
+        let devices = transient::classify_devices(&unmounted, superblocks, graph, knowledge);
+        let listed = |(superblock, device, entry): (Option<Dev>, Option<Dev>, Entry)| {
+            let verdict = match superblock {
+                Some(dev) => verdicts.get(&dev),
+                None => device.and_then(|dev| devices.get(&dev)),
+            };
+            let durability = verdict.map_or(Durability::Unknown, |verdict| verdict.durability);
+            let disks = superblock.or(device).map(|dev| disks(dev, graph)).unwrap_or_default();
+            Listed { entry, superblock, disks, durability }
+        };
         Self {
             platform: knowledge.platform,
             contents: transient::contents(knowledge.platform, &boot, graph),
-            fstab: needed.map(listed).collect(),
+            fstab: needed.into_iter().map(listed).collect(),
             verdicts,
             boot,
         }
@@ -98,6 +99,8 @@ impl Storage {
         let disks = disks(superblock.dev, &guest.disks);
         self.contents.is_some_and(|contents| contents.contains == Contains::BootDisk)
             && is_on_disk(superblock)
+            // a root on the network has no boot disk to compare with
+            && !self.boot.is_empty()
             && !disks.is_subset(&self.boot)
             && !is_config_drive(superblock.dev, guest)
     }
@@ -233,10 +236,7 @@ fn mounted_from(entry: &Entry, guest: &Guest) -> Option<Dev> {
         return own().filter_map(|s| Some((depth(s)?, s.dev))).max().map(|(_, dev)| dev);
     }
     let device = entry.device(&guest.disks);
-    own()
-        .find(|s| device.is_some_and(|device| guest.disks.members(s.dev).contains(&device)))
-        .or_else(|| own().find(|s| device.is_some() && s.mounts.iter().any(|mount| *mount == entry.target)))
-        .map(|s| s.dev)
+    own().find(|s| device.is_some_and(|device| guest.disks.members(s.dev).contains(&device))).map(|s| s.dev)
 }
 
 fn disks(dev: Dev, graph: &BlockGraph) -> BTreeSet<Dev> {
