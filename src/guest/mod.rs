@@ -9,7 +9,8 @@ pub mod dirty;
 pub mod disks;
 pub mod filesystems;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+pub mod fstab;
 pub mod mounts;
 pub mod network;
 pub mod order;

@@ -16,8 +16,10 @@ use crate::{
     config::{Settings, Stance},
     guest::{
         Dev, Guest, Kind, Superblock,
+        cloud_init::Metadata,
+        platform::Platform,
         risk::{self, Care, Found, Level, Risk, Wanted, Writer},
-        transient,
+        transient::{self, Knowledge},
         whereabouts::Whereabouts,
     },
     hold::{
@@ -310,8 +312,11 @@ fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
 }
 
 /// Before anybody asks: disks that are transient, whatever the snapshot.
-pub(super) fn to_count_at_start(guest: &Guest, transient_mounts: &[PathBuf]) -> Vec<Place> {
-    let verdicts = transient::classify(&guest.superblocks, &guest.disks, transient_mounts);
+pub(super) fn to_count_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> Vec<Place> {
+    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
+    // no disk is touched for it: what only a warning file tells is counted after the first survey
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &BTreeMap::new(), configured };
+    let verdicts = transient::classify(&guest.superblocks, &guest.disks, &knowledge);
     let gone = |superblock: &&Superblock| {
         verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
             transient::Durability::Transient | transient::Durability::Mixed => true,

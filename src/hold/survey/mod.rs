@@ -4,6 +4,7 @@
 mod at_risk;
 mod databases;
 mod facts;
+mod storage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -171,7 +172,7 @@ pub async fn check(
 pub fn warm_up(settings: &Settings, surroundings: &Surroundings) {
     let root = &surroundings.root;
     if let Ok(guest) = guest::read(root) {
-        surroundings.contents.want(at_risk::to_count_at_start(&guest, &settings.transient.mounts));
+        surroundings.contents.want(at_risk::to_count_at_start(&guest, root, &settings.transient.mounts));
         let _ = guest::databases::read(root, &guest.processes);
         let _ = preflight::read(root, &guest);
     }
@@ -225,7 +226,7 @@ pub async fn survey(
     look: Look,
 ) -> Result<Survey, Refusal> {
     let guest = read_guest(&surroundings.root).await?;
-    let facts = facts::gather(&guest, &surroundings.root, &settings.transient.mounts).await;
+    let (facts, storage) = facts::gather(&guest, &surroundings.root, &settings.transient.mounts, look).await;
     let plan = plan::plan(&Inputs {
         superblocks: &guest.superblocks,
         facts: &facts,
@@ -279,6 +280,8 @@ pub async fn survey(
     survey.preflight(settings, surroundings, spec, look).await;
     survey.note_surroundings(settings, surroundings);
     survey.judge(settings, spec);
+    // after: none of this is why a level cannot be reached
+    survey.problems.extend(storage.problems(&survey.guest, &survey.plan.coverage));
     Ok(survey)
 }
 
