@@ -2,6 +2,7 @@
 
 pub mod agent_channel;
 pub mod attachment;
+pub mod cloud_init;
 pub mod databases;
 pub mod dirty;
 pub mod disks;

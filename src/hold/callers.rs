@@ -127,37 +127,7 @@ fn unused_hooks(hooks: &[PathBuf]) -> Option<proto::Problem> {
 
 /// Only where the host's side could add one.
 fn no_channel(platform: Platform) -> Option<proto::Problem> {
-    let hint = match platform {
-        Platform::OpenStack => {
-            "set the image property `hw_qemu_guest_agent=yes` and build the server from that image; see \
-             docs/hypervisors/openstack.md"
-        }
-        Platform::Kvm => {
-            "Proxmox: `qm set VMID --agent enabled=1`; libvirt: `<channel type='unix'><target type='virtio' \
-             name='org.qemu.guest_agent.0'/></channel>`; then stop and start the machine"
-        }
-        Platform::KubeVirt => "KubeVirt gives every machine one: load the kernel's driver, `modprobe virtio_console`",
-        Platform::CloudStack => {
-            "ask the host's administrators for a virtio-serial channel named org.qemu.guest_agent.0"
-        }
-        Platform::Azure
-        | Platform::Aws
-        | Platform::Gcp
-        | Platform::Alibaba
-        | Platform::Oci
-        | Platform::DigitalOcean
-        | Platform::Hetzner
-        | Platform::Vultr
-        | Platform::UpCloud
-        | Platform::Scaleway
-        | Platform::Linode
-        | Platform::Exoscale
-        | Platform::CloudSigma
-        | Platform::HyperV
-        | Platform::VmWare
-        | Platform::Nutanix
-        | Platform::Unknown => return None,
-    };
+    let hint = platform.known().guest_agent_channel.as_deref()?;
     let message = "only local callers can ask this agent to hold: this machine has no guest-agent channel";
     Some(problem(Severity::Note, "NO_GUEST_AGENT_CHANNEL", "", message, hint))
 }
@@ -167,6 +137,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn on(name: &str) -> Platform {
+        Platform::named(name).unwrap()
+    }
     use crate::config::Settings;
 
     fn listen(guest_agent: GuestAgent, vsock: Option<u32>) -> Listen {
@@ -193,7 +167,7 @@ mod tests {
 
     #[test]
     fn while_qemu_ga_owns_the_channel_nobody_can_ask_and_the_way_out_is_a_command() {
-        let found = problems(&listen(GuestAgent::Auto, None), &channel(qemu_ga()), Platform::Kvm);
+        let found = problems(&listen(GuestAgent::Auto, None), &channel(qemu_ga()), on("kvm"));
         let [problem] = &found[..] else { panic!("{found:?}") };
         assert_eq!((problem.severity(), problem.code.as_str()), (Severity::Warning, "NOBODY_CAN_ASK"));
         assert_eq!(
@@ -208,15 +182,15 @@ mod tests {
     #[test]
     fn without_the_relay_the_hint_says_to_switch_it_on_first_and_another_agent_is_not_called_qemu_ga() {
         let without = Listen { relay: false, ..listen(GuestAgent::Auto, None) };
-        assert!(problems(&without, &channel(qemu_ga()), Platform::Kvm)[0].hint.starts_with("remove `relay = false`"));
+        assert!(problems(&without, &channel(qemu_ga()), on("kvm"))[0].hint.starts_with("remove `relay = false`"));
         let other = channel(Owner::Other { pid: 7, name: "their agent".into() });
-        let found = problems(&listen(GuestAgent::Auto, None), &other, Platform::Kvm);
+        let found = problems(&listen(GuestAgent::Auto, None), &other, on("kvm"));
         assert!(found[0].message.contains("their agent (pid 7)") && found[0].hint.starts_with("end it for good"));
     }
 
     #[test]
     fn who_can_ask_is_a_note() {
-        let found = problems(&listen(GuestAgent::Auto, Some(7411)), &channel(Owner::Us), Platform::Kvm);
+        let found = problems(&listen(GuestAgent::Auto, Some(7411)), &channel(Owner::Us), on("kvm"));
         let [problem] = &found[..] else { panic!("{found:?}") };
         assert_eq!(problem.severity(), Severity::Note);
         assert_eq!(
@@ -235,42 +209,42 @@ mod tests {
         let missing = (Note, "NO_GUEST_AGENT_CHANNEL".to_owned());
         let elsewhere = (Note, "CHANNEL_OF_ANOTHER".to_owned());
         for (case, listen, channel, platform, expected) in [
-            ("nobody reads it", auto(), channel(Owner::Nobody), Platform::Kvm, vec![nobody.clone()]),
-            ("no channel, and the host could add one", auto(), none(), Platform::Kvm, vec![missing.clone()]),
-            ("no channel on OpenStack", auto(), none(), Platform::OpenStack, vec![missing]),
-            ("no channel on a cloud without", auto(), none(), Platform::Aws, vec![]),
-            ("no virtual machine", auto(), none(), Platform::Unknown, vec![]),
-            ("vsock instead", listen(GuestAgent::Auto, Some(1)), none(), Platform::Kvm, vec![callers.clone()]),
+            ("nobody reads it", auto(), channel(Owner::Nobody), on("kvm"), vec![nobody.clone()]),
+            ("no channel, and the host could add one", auto(), none(), on("kvm"), vec![missing.clone()]),
+            ("no channel on OpenStack", auto(), none(), on("openstack"), vec![missing]),
+            ("no channel on a cloud without", auto(), none(), on("aws"), vec![]),
+            ("no virtual machine", auto(), none(), on("unknown"), vec![]),
+            ("vsock instead", listen(GuestAgent::Auto, Some(1)), none(), on("kvm"), vec![callers.clone()]),
             (
                 "vsock beside qemu-ga",
                 listen(GuestAgent::Auto, Some(1)),
                 channel(qemu_ga()),
-                Platform::Kvm,
+                on("kvm"),
                 vec![callers.clone(), elsewhere.clone()],
             ),
             (
                 "another port beside qemu-ga",
                 listen(GuestAgent::Path("/dev/ttyS1".into()), None),
                 channel(qemu_ga()),
-                Platform::Kvm,
+                on("kvm"),
                 vec![callers.clone(), elsewhere],
             ),
             (
                 "the channel by its name, and qemu-ga was faster",
                 listen(GuestAgent::Path("/dev/virtio-ports/org.qemu.guest_agent.0".into()), None),
                 channel(qemu_ga()),
-                Platform::Kvm,
+                on("kvm"),
                 vec![nobody.clone()],
             ),
             (
                 "the channel over vsock",
                 listen(GuestAgent::Vsock(1234), None),
                 none(),
-                Platform::Unknown,
+                on("unknown"),
                 vec![callers.clone()],
             ),
-            ("off", listen(GuestAgent::Off, None), channel(qemu_ga()), Platform::Kvm, vec![]),
-            ("off, and vsock", listen(GuestAgent::Off, Some(1)), channel(qemu_ga()), Platform::Kvm, vec![callers]),
+            ("off", listen(GuestAgent::Off, None), channel(qemu_ga()), on("kvm"), vec![]),
+            ("off, and vsock", listen(GuestAgent::Off, Some(1)), channel(qemu_ga()), on("kvm"), vec![callers]),
         ] {
             assert_eq!(said(&listen, &channel, platform), expected, "{case}");
         }
@@ -280,23 +254,23 @@ mod tests {
     fn hooks_that_qemu_ga_ran_and_that_run_no_more_are_named_with_the_command_that_adds_them() {
         let mut ours = channel(Owner::Us);
         ours.hooks = vec!["/etc/qemu/fsfreeze-hook.d/mysql-flush.sh".into()];
-        let found = problems(&listen(GuestAgent::Auto, None), &ours, Platform::Kvm);
+        let found = problems(&listen(GuestAgent::Auto, None), &ours, on("kvm"));
         assert_eq!((found[1].severity(), found[1].code.as_str()), (Severity::Warning, "QEMU_GA_HOOK_UNUSED"));
         assert!(found[1].hint.contains("hooks add --convention qemu /etc/qemu/fsfreeze-hook.d`"));
         ours.owner = qemu_ga();
-        assert_eq!(problems(&listen(GuestAgent::Auto, Some(1)), &ours, Platform::Kvm).len(), 2, "there they run");
+        assert_eq!(problems(&listen(GuestAgent::Auto, Some(1)), &ours, on("kvm")).len(), 2, "there they run");
     }
 
     #[test]
     fn qemu_ga_with_our_adapter_for_a_hook_is_a_way_in_and_without_qemu_ga_that_hook_is_no_loss() {
         let mut channel = channel(qemu_ga());
         channel.hooks = vec!["/etc/qemu/holdstill-fsfreeze-hook".into()];
-        let found = problems(&listen(GuestAgent::Auto, None), &channel, Platform::Kvm);
+        let found = problems(&listen(GuestAgent::Auto, None), &channel, on("kvm"));
         let [problem] = &found[..] else { panic!("{found:?}") };
         assert_eq!((problem.severity(), problem.code.as_str()), (Severity::Note, "CALLERS"));
         assert!(problem.message.contains("through qemu-ga (pid 612)"), "{}", problem.message);
         channel.owner = Owner::Us;
-        assert_eq!(said(&listen(GuestAgent::Auto, None), &channel, Platform::Kvm).len(), 1);
+        assert_eq!(said(&listen(GuestAgent::Auto, None), &channel, on("kvm")).len(), 1);
     }
 
     proptest! {
@@ -305,7 +279,7 @@ mod tests {
         fn nobody_is_warned_about_a_channel_that_is_switched_off(vsock: bool, us: bool, there: bool) {
             let mut channel = channel(if us { Owner::Us } else { qemu_ga() });
             channel.device = channel.device.filter(|_| there);
-            let said = said(&listen(GuestAgent::Off, vsock.then_some(1)), &channel, Platform::Kvm);
+            let said = said(&listen(GuestAgent::Off, vsock.then_some(1)), &channel, on("kvm"));
             prop_assert!(said.iter().all(|(severity, _)| *severity == Severity::Note), "{:?}", said);
         }
     }

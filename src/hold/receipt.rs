@@ -26,6 +26,9 @@ pub const STATE: &str = "state";
 
 const MAGIC: &[u8; 8] = b"HOLDSTIL";
 const FORMAT: u32 = 1;
+/// Of `receipt.json`, in its member `format`. Members may be added to it; what would be misread by a program that does not
+/// know it needs another number.
+pub const JSON_FORMAT: u32 = 1;
 const SECTOR: usize = 512;
 /// `state` is padded to this, so that btrfs does not keep it inline in its metadata.
 const STATE_SIZE: usize = 4096;
@@ -138,6 +141,10 @@ pub enum Unreadable {
     Huge { path: PathBuf, size: u64 },
     #[error("its receipt.json is not JSON: {0}")]
     Json(#[from] serde_json::Error),
+    #[error(
+        "its receipt.json has format {found}; this version reads format {JSON_FORMAT}: use the holdstill that wrote it, or a later one"
+    )]
+    JsonFormat { found: serde_json::Value },
     #[error("{path}: {source}")]
     Read { path: PathBuf, source: io::Error },
 }
@@ -208,7 +215,10 @@ pub fn read(root: &Path) -> Result<Option<Found>, Unreadable> {
         Err(Unreadable::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => Sector::decode(&other?)?,
     };
-    let record = serde_json::from_slice(&read_file(&dir.join(JSON))?)?;
+    let record: serde_json::Value = serde_json::from_slice(&read_file(&dir.join(JSON))?)?;
+    if let Some(found) = record.get("format").filter(|format| **format != JSON_FORMAT) {
+        return Err(Unreadable::JsonFormat { found: found.clone() });
+    }
     Ok(Some(Found { root: root.to_owned(), sector, record }))
 }
 
@@ -310,6 +320,14 @@ mod tests {
         let linked = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(root.path().join(DIRECTORY), linked.path().join(DIRECTORY)).unwrap();
         assert!(matches!(read(linked.path()), Err(Unreadable::Hostile(_))));
+    }
+
+    #[test]
+    fn a_receipt_of_a_later_format_is_not_guessed_at() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), &sector(State::Frozen).encode(), br#"{"format":2,"hold_id":"nightly-1"}"#);
+        let error = read(root.path()).unwrap_err().to_string();
+        assert!(error.contains("has format 2; this version reads format 1"), "{error}");
     }
 
     proptest! {

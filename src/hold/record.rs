@@ -173,12 +173,13 @@ impl Records {
         }
         short.steps.clear();
         padded(Told::new(&short).text())
-            .unwrap_or_else(|| receipt::padded(&json!({"hold_id": self.hold_id}), record.size).unwrap_or_default())
+            .or_else(|| receipt::padded(&json!({"format": receipt::JSON_FORMAT, "hold_id": self.hold_id}), record.size))
+            .unwrap_or_default()
     }
 
     fn page<'a>(&'a self, record: &'a Record, report: &'a RawValue) -> Page<'a> {
         Page {
-            format: 1,
+            format: receipt::JSON_FORMAT,
             hold_id: &self.hold_id,
             filesystem: &record.filesystem,
             report,

@@ -170,7 +170,7 @@ async fn callers(settings: &Settings, surroundings: &Surroundings, hooks: &[Hook
     let begun = tokio::time::Instant::now();
     let read = || {
         let root = surroundings.root.clone();
-        in_a_thread(READ_LIMIT, move || (agent_channel::read(&root), platform::Dmi::read(&root).platform()))
+        in_a_thread(READ_LIMIT, move || (agent_channel::read(&root), platform::Platform::read(&root)))
     };
     let mut found = read().await;
     // a daemon that has just been started takes the channel a moment later
