@@ -123,7 +123,9 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
 
 /// On a restored machine the databases of the receipt are asked, too.
 fn ask_servers(args: &cli::Verify, verification: &mut Verification) -> Result<(), Failure> {
-    let Some((told, prepared)) = verification.told().map(|(told, prepared)| (told.clone(), prepared)) else { return Ok(()) };
+    let Some((told, prepared)) = verification.told().map(|(told, prepared)| (told.clone(), prepared)) else {
+        return Ok(());
+    };
     if verify::servers::expected(&told).is_empty() {
         return Ok(());
     }

@@ -17,6 +17,7 @@ mod grpc_rules;
 mod guest_agent;
 mod hooks;
 mod idle;
+mod images;
 mod lab_itself;
 mod lets_go;
 mod own_only;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         ready::redis::FACTS,
         ready::sqlite::FACTS,
         receipts::FACTS,
+        images::FACTS,
         reports::FACTS,
         snapshots::FACTS,
         private_root::FACTS,

@@ -98,11 +98,11 @@ mod tests {
 
     fn ext4(has_journal: bool, needs_recovery: bool, mount_count: u16) -> Raw {
         let ext = Ext { has_journal, needs_recovery, mount_count, mount_time: 9 };
-        Raw { fs_type: "ext4", uuid: String::new(), ext: Some(ext), log_tree: false, devices: 1 }
+        Raw { fs_type: "ext4", uuid: String::new(), ext: Some(ext), log_tree: false, devices: 1, label: String::new() }
     }
 
     fn btrfs(log_tree: bool) -> Raw {
-        Raw { fs_type: "btrfs", uuid: String::new(), ext: None, log_tree, devices: 1 }
+        Raw { fs_type: "btrfs", uuid: String::new(), ext: None, log_tree, devices: 1, label: String::new() }
     }
 
     #[test]
