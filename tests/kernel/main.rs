@@ -17,6 +17,7 @@ mod grpc_rules;
 mod guest_agent;
 mod hooks;
 mod idle;
+mod images;
 mod lab_itself;
 mod lets_go;
 mod own_only;
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
         ready::redis::FACTS,
         ready::sqlite::FACTS,
         receipts::FACTS,
+        images::FACTS,
         reports::FACTS,
         restored::FACTS,
         snapshots::FACTS,
