@@ -182,9 +182,12 @@ fn disk_name(guest: &Guest, superblock: &Superblock) -> String {
 
 fn leaves(guest: &Guest, superblock: Dev) -> Vec<Leaf> {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    guest
-        .disks
-        .leaves(superblock)
+    let mut leaves = guest.disks.leaves(superblock);
+    if !leaves.iter().any(|dev| guest.disks.devices.contains_key(dev)) {
+        // a loop device over a file in memory: nothing further down can be named
+        leaves = guest.disks.blocks_below(superblock).into_iter().collect();
+    }
+    leaves
         .into_iter()
         .filter_map(|dev| {
             let device = guest.disks.devices.get(&dev)?;
