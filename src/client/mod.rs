@@ -9,6 +9,7 @@
 pub mod adapter;
 mod adapters;
 pub mod connect;
+mod coverage;
 mod databases;
 pub mod hooks;
 pub mod live;

@@ -5,8 +5,11 @@ use std::fmt::Write;
 
 use comfy_table::{Table, presets};
 
-use super::databases;
-use crate::proto::{self, step::Detail};
+use super::{coverage, databases};
+use crate::{
+    hold::restored::sentence,
+    proto::{self, step::Detail},
+};
 
 /// Columns aligned by two spaces, one row per line, without trailing blanks.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -136,15 +139,16 @@ fn detail(step: &proto::Step) -> String {
 /// What the hold is about, one row each. What is left out because it holds nothing on a disk shares one line.
 fn steps(report: &proto::Report) -> String {
     let (rows, nothing): (Vec<_>, Vec<_>) = report.steps.iter().partition(|step| !holds_nothing(step));
-    let rows = rows.into_iter().map(|step| {
-        vec![step.name.clone(), outcome(step.outcome()).to_owned(), duration(step.took.as_ref()), detail(step)]
-    });
-    let mut out = table(&["STEP", "STATE", "TOOK", ""], rows);
+    let mut out = table(&["STEP", "STATE", "TOOK", ""], rows.into_iter().map(row));
     if !nothing.is_empty() {
         let count = nothing.len();
         let _ = writeln!(out, "and {count} {} left out: --json lists them", plural(count, "other", "others"));
     }
     out
+}
+
+fn row(step: &proto::Step) -> Vec<String> {
+    vec![step.name.clone(), outcome(step.outcome()).to_owned(), duration(step.took.as_ref()), detail(step)]
 }
 
 /// A skipped file system that is not from a block device: in memory, of the kernel's own, on the network.
@@ -174,43 +178,10 @@ fn problems(problems: &[proto::Problem]) -> String {
     out
 }
 
-/// What the snapshot will not contain, and how much lies there. Small tmpfs that nobody needs share one line.
-fn gaps(report: &proto::Report) -> String {
-    /// Below this a tmpfs holds sockets and pid files.
-    const WORTH_A_LINE: u64 = 1_000_000;
-    let mut out = String::new();
-    let mut small = Vec::new();
-    for entry in &report.coverage {
-        let memory = entry.disk.strip_prefix("tmpfs:").is_some();
-        let gone = matches!(entry.durability(), proto::Durability::Transient | proto::Durability::Mixed);
-        let what = match entry.in_snapshot() {
-            proto::InSnapshot::No => "not in this snapshot",
-            proto::InSnapshot::NotTold | proto::InSnapshot::Unspecified if memory => "not in this snapshot",
-            proto::InSnapshot::NotTold | proto::InSnapshot::Unspecified if gone => "perhaps not in this snapshot",
-            proto::InSnapshot::NotTold | proto::InSnapshot::Unspecified | proto::InSnapshot::Yes => continue,
-        };
-        let mounts = if entry.mounts.is_empty() { entry.disk.clone() } else { entry.mounts.join(", ") };
-        if memory && entry.used_bytes < WORTH_A_LINE && entry.at_risk.is_empty() {
-            small.push(mounts);
-            continue;
-        }
-        let kind = if memory { "tmpfs" } else { &entry.disk };
-        let _ = write!(out, "{what}: {mounts} ({kind}), {} used", bytes(entry.used_bytes));
-        let _ = match entry.at_risk.is_empty() {
-            true => writeln!(out),
-            false => writeln!(out, "; it holds {}", entry.at_risk.join(", ")),
-        };
-    }
-    if !small.is_empty() {
-        let _ = writeln!(out, "not in this snapshot, in memory and nearly empty: {}", small.join(", "));
-    }
-    out
-}
-
 /// A report's body.
 pub fn steps_and_gaps(report: &proto::Report) -> String {
     let body = steps(report) + &databases::about(report) + &problems(&report.problems);
-    body + &gaps(report) + &databases::logs_later(report)
+    body + &coverage::gaps(report) + &databases::logs_later(report)
 }
 
 /// The body of a check.
@@ -337,7 +308,19 @@ pub fn status(response: &proto::GetStatusResponse) -> String {
         of("last", &response.last),
         Some(vec!["daemon".to_owned(), format!("{} (instance {})", response.version, response.instance)]),
     ];
-    table(&["", ""], rows.into_iter().flatten()).trim_start_matches('\n').to_owned()
+    let table = table(&["", ""], rows.into_iter().flatten()).trim_start_matches('\n').to_owned();
+    table + &response.restored.as_ref().map(restored).unwrap_or_default()
+}
+
+/// What was noticed when this machine was started from a copy.
+fn restored(told: &proto::Restored) -> String {
+    let mut out = format!("\n{}\n", sentence(told));
+    for (what, lines) in [("differs", &told.differences), ("receipt", &told.receipts)] {
+        for line in lines {
+            let _ = writeln!(out, "  {what}: {line}");
+        }
+    }
+    out + &table(&["STEP", "STATE", "TOOK", ""], told.steps.iter().map(row)) + &problems(&told.problems)
 }
 
 /// The sentence of `status`.
@@ -467,37 +450,6 @@ mod tests {
     fn nothing_ever_held_says_so() {
         let nothing = proto::Report { verdict: proto::Verdict::NeverHeld.into(), ..Default::default() };
         assert_eq!(released(&nothing, false), "nothing to let go: nothing was ever held");
-    }
-
-    #[test]
-    fn what_the_snapshot_lacks_is_named_with_how_much_lies_there() {
-        let entry =
-            |disk: &str, mount: &str, durability: proto::Durability, told: proto::InSnapshot, used| proto::Coverage {
-                disk: disk.into(),
-                mounts: vec![mount.into()],
-                durability: durability.into(),
-                in_snapshot: told.into(),
-                used_bytes: used,
-                ..Default::default()
-            };
-        use proto::{Durability as D, InSnapshot as S};
-        let report = proto::Report {
-            coverage: vec![
-                entry("vda1", "/", D::Durable, S::NotTold, 5_000_000_000),
-                entry("tmpfs:/mnt", "/mnt", D::Transient, S::NotTold, 1_234_567_890),
-                entry("tmpfs:/run", "/run", D::Transient, S::NotTold, 4096),
-                entry("vdb", "/scratch", D::Transient, S::NotTold, 12_000),
-                entry("vdc", "/srv", D::Durable, S::No, 999),
-            ],
-            ..Default::default()
-        };
-        assert_eq!(
-            gaps(&report),
-            "not in this snapshot: /mnt (tmpfs), 1.2 GB used\n\
-             perhaps not in this snapshot: /scratch (vdb), 12.0 kB used\n\
-             not in this snapshot: /srv (vdc), 999 bytes used\n\
-             not in this snapshot, in memory and nearly empty: /run\n"
-        );
     }
 
     #[test]

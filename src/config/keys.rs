@@ -335,13 +335,14 @@ pub const SECTIONS: &[Section] = &[
     Section {
         name: "transient",
         form: Form::Table,
-        about: "Disks that do not survive a stop of the machine.",
+        about: "Disks that do not survive a stop of the machine, and are in no snapshot of it.",
         keys: &[
             Key {
                 name: "policy",
                 kind: Kind::Choice(&["warn", "refuse"]),
                 default: Default::Is("\"warn\""),
-                about: "What to do when something durable is found on one: say so, or refuse the hold.",
+                about: "What to do when something is found on one that will be missed in the snapshot: say what, or refuse the \
+                        hold. An empty file system, swap, caches and temporary files are neither warned about nor refused.",
                 also: &[],
             },
             Key {
@@ -350,6 +351,36 @@ pub const SECTIONS: &[Section] = &[
                 default: Default::Is("[]"),
                 about: "Mount points you know to be transient, e.g. [\"/mnt\"].",
                 also: &["include", "disks"],
+            },
+        ],
+    },
+    Section {
+        name: "transient.mount",
+        form: Form::Rows,
+        about: "What to do about one file system, if not what [transient] policy says. It does not make the file system \
+                transient: `mounts` does, or what the disk says of itself.",
+        keys: &[
+            Key {
+                name: "path",
+                kind: Kind::Path,
+                default: Default::Required("\"/mnt\""),
+                about: "Its mount point.",
+                also: &["mount", "name", "dir"],
+            },
+            Key {
+                name: "policy",
+                kind: Kind::Choice(&["warn", "refuse", "accept"]),
+                default: Default::Required("\"accept\""),
+                about: "\"warn\" and \"refuse\" as in [transient]. \"accept\": what is there may be lost, and is not warned about \
+                        any more, unless something durable is worth nothing without it.",
+                also: &[],
+            },
+            Key {
+                name: "because",
+                kind: Kind::Text,
+                default: Default::Unset("\"scratch only\""),
+                about: "Why it may be lost; \"accept\" demands it. It stands in every report and receipt, for whoever restores.",
+                also: &["reason", "why", "comment"],
             },
         ],
     },

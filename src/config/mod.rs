@@ -211,6 +211,26 @@ pub struct Filesystems {
 pub struct Transient {
     pub policy: TransientPolicy,
     pub mounts: Vec<PathBuf>,
+    /// what differs for single file systems
+    pub exceptions: Vec<TransientMount>,
+}
+
+/// One `[[transient.mount]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransientMount {
+    pub path: PathBuf,
+    pub stance: Stance,
+}
+
+/// What is done about what is on a transient file system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stance {
+    Warn,
+    Refuse,
+    /// it may be lost
+    Accept {
+        because: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -382,6 +402,7 @@ mod tests {
         assert_eq!(settings.access.operate, [Principal::User { name: "root".into(), uid: 0 }]);
         assert!(settings.filesystems.include.is_empty() && settings.filesystems.expedite_rcu);
         assert_eq!(settings.transient.policy, TransientPolicy::Warn);
+        assert!(settings.transient.mounts.is_empty() && settings.transient.exceptions.is_empty());
         assert_eq!(settings.hooks.dir, Path::new("/etc/holdstill/hooks.d"));
         assert_eq!(settings.hooks.timeout, Duration::from_secs(5));
         assert_eq!(settings.hooks.report_timeout, Duration::from_secs(60));
@@ -588,6 +609,23 @@ mod tests {
         assert_eq!((loaded.settings.listen.guest_agent, loaded.settings.listen.vsock), (GuestAgent::Off, Some(7411)));
         let tcp = loaded.settings.listen.tcp.expect("configured");
         assert_eq!((tcp.clients[0].san.as_str(), tcp.clients[0].role), ("a", Role::Look));
+    }
+
+    #[test]
+    fn a_loss_is_accepted_in_writing_once_for_each_mount() {
+        let row = |more: &str| format!("[[transient.mount]]\npath = \"/mnt\"\n{more}\n");
+        let accepted = loaded(&row("policy = \"accept\"\nbecause = \"scratch only\"")).settings.transient;
+        let stance = Stance::Accept { because: "scratch only".into() };
+        assert_eq!(accepted.exceptions, [TransientMount { path: "/mnt".into(), stance }]);
+        let (message, hint) = refused(&row("policy = \"accept\""));
+        assert!(message.ends_with("nobody says why what is there may be lost"), "{message}");
+        assert_eq!(hint, "write it down, e.g. because = \"scratch only\"");
+        let (message, _) = refused(&row("policy = \"refuse\"\nbecause = \"x\""));
+        assert!(message.ends_with("only \"accept\" has a reason"), "{message}");
+        let twice = row("policy = \"warn\"") + &row("policy = \"refuse\"");
+        assert!(refused(&twice).0.ends_with("another entry has this path"), "{:?}", refused(&twice));
+        assert!(refused(&row("")).0.contains("it is missing"));
+        assert!(refused(&row("policy = \"acept\"")).1.contains("did you mean \"accept\"?"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     Access, Databases, Effective, Error, Filesystems, GuestAgent, Hold, Hooks, Listen, Loaded, Paths, Principal,
-    Receipt, Role, Settings, Source, Tcp, TcpClient, Transient, TransientPolicy,
+    Receipt, Role, Settings, Source, Stance, Tcp, TcpClient, Transient, TransientMount, TransientPolicy,
     fragment::{Entry, Fragment, Row, Table, named},
     keys::{self, Default, Form, Key, Kind, SECTIONS, Section},
     names::Names,
@@ -32,7 +32,7 @@ pub(super) fn build(merged: Fragment, names: &dyn Names, root: &Path) -> Result<
         listen: listen(&merged, &of("listen"), &mut notes)?,
         access: access(&of("access"), names, &mut notes)?,
         filesystems: filesystems(&of("filesystems"))?,
-        transient: transient(&of("transient"))?,
+        transient: transient(&merged, &of("transient"))?,
         hooks: hooks(&merged, &of("hooks"))?,
         paths: Paths { run: of("paths").path("run")?, state: of("paths").path("state")? },
         receipt: Receipt { enabled: of("receipt").bool("enabled")? },
@@ -369,9 +369,40 @@ fn filesystems(view: &View<'_>) -> Result<Filesystems, Error> {
     })
 }
 
-fn transient(view: &View<'_>) -> Result<Transient, Error> {
+fn transient(merged: &Fragment, view: &View<'_>) -> Result<Transient, Error> {
     let policy = if view.choice("policy")? == "refuse" { TransientPolicy::Refuse } else { TransientPolicy::Warn };
-    Ok(Transient { policy, mounts: view.paths("mounts")? })
+    let mut exceptions = Vec::<TransientMount>::new();
+    for row in rows(merged, "transient.mount") {
+        let path: PathBuf = row.path("path")?.components().collect();
+        if exceptions.iter().any(|other| other.path == path) {
+            return Err(row.invalid("path", &row.required("path")?, "another entry has this path"));
+        }
+        exceptions.push(TransientMount { path, stance: stance(&row)? });
+    }
+    Ok(Transient { policy, mounts: view.paths("mounts")?, exceptions })
+}
+
+fn stance(row: &View<'_>) -> Result<Stance, Error> {
+    let (policy, because) = (row.choice("policy")?, row.text("because")?);
+    if policy != "accept"
+        && let Some(entry) = row.entry("because")
+    {
+        return Err(row.invalid("because", &entry, "only \"accept\" has a reason"));
+    }
+    match (policy, because) {
+        ("accept", Some(because)) => Ok(Stance::Accept { because }),
+        ("accept", None) => {
+            let hint = "write it down, e.g. because = \"scratch only\"";
+            Err(row.invalid_with_hint(
+                "policy",
+                &row.required("policy")?,
+                "nobody says why what is there may be lost",
+                hint,
+            ))
+        }
+        ("refuse", _) => Ok(Stance::Refuse),
+        _ => Ok(Stance::Warn),
+    }
 }
 
 fn hooks(merged: &Fragment, view: &View<'_>) -> Result<Hooks, Error> {

@@ -3,9 +3,15 @@
 use std::{
     fs, io,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
+    path::Path,
 };
 
-use nix::{errno::Errno, libc, sys::statvfs::fstatvfs};
+use nix::{
+    errno::Errno,
+    fcntl::AtFlags,
+    libc,
+    sys::{stat::fstatat, statvfs::fstatvfs},
+};
 
 use super::{Kind, Superblock};
 
@@ -14,30 +20,41 @@ use super::{Kind, Superblock};
 pub struct Space {
     pub used: u64,
     pub size: u64,
+    /// to root: what is reserved for it is in it
+    pub free: u64,
+    /// what the file asked about takes; 0 if there is none
+    pub of_file: u64,
 }
 
-/// The space on a local file system; `None` where asking could hang or needs another namespace's paths. statvfs(3) is
-/// answered from memory by every type asked here, but run it in a thread with a limit all the same.
+/// The space on a local file system, and what `file` below its root takes of it; `None` where asking could hang or needs
+/// another namespace's paths. statvfs(3) is answered from memory by every type asked here, but run it in a thread with a
+/// limit all the same.
 ///
 /// # Errors
 /// open(2) and fstatvfs(3); `ESTALE` if something else is mounted there by now.
-pub fn of(superblock: &Superblock) -> io::Result<Option<Space>> {
+pub fn of(superblock: &Superblock, file: &Path) -> io::Result<Option<Space>> {
     let local = matches!(superblock.kind, Kind::Freezable | Kind::FlushOnly | Kind::Memory);
     let Some(mount) =
         superblock.open_at.as_ref().filter(|_| local && superblock.below.is_none() && superblock.namespace.is_none())
     else {
         return Ok(None);
     };
-    let file = fs::OpenOptions::new()
+    let root = fs::OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(&mount.path)?;
-    if mount_id(&file)? != Some(mount.mount_id) {
+    if mount_id(&root)? != Some(mount.mount_id) {
         return Err(Errno::ESTALE.into());
     }
-    let stat = fstatvfs(&file)?;
+    let stat = fstatvfs(&root)?;
     let bytes = |blocks: u64| blocks * stat.fragment_size();
-    Ok(Some(Space { used: bytes(stat.blocks().saturating_sub(stat.blocks_free())), size: bytes(stat.blocks()) }))
+    let of_file = fstatat(&root, file, AtFlags::AT_SYMLINK_NOFOLLOW).map_or(0, |stat| stat.st_size);
+    Ok(Some(Space {
+        used: bytes(stat.blocks().saturating_sub(stat.blocks_free())),
+        size: bytes(stat.blocks()),
+        free: bytes(stat.blocks_free()),
+        of_file: u64::try_from(of_file).unwrap_or(0),
+    }))
 }
 
 /// The mount an open descriptor is on, as the kernel has it.
@@ -48,8 +65,6 @@ fn mount_id(file: &fs::File) -> io::Result<Option<u64>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::guest;
 
@@ -58,12 +73,12 @@ mod tests {
         let guest = guest::read(Path::new("/")).unwrap();
         let mut root = guest.superblocks.into_iter().find(|s| s.mounts.iter().any(|m| m == Path::new("/"))).unwrap();
         if matches!(root.kind, Kind::Freezable | Kind::FlushOnly | Kind::Memory) {
-            let space = of(&root).unwrap().unwrap();
+            let space = of(&root, Path::new("etc/passwd")).unwrap().unwrap();
             assert!(space.used > 0 && space.used <= space.size);
             root.open_at.as_mut().unwrap().mount_id += 1_000_000;
-            assert_eq!(of(&root).unwrap_err().raw_os_error(), Some(libc::ESTALE));
+            assert_eq!(of(&root, Path::new("etc/passwd")).unwrap_err().raw_os_error(), Some(libc::ESTALE));
         }
         root.below = Some("/net is autofs".into());
-        assert_eq!(of(&root).unwrap(), None);
+        assert_eq!(of(&root, Path::new("etc/passwd")).unwrap(), None);
     }
 }

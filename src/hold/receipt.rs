@@ -26,7 +26,11 @@ pub const STATE: &str = "state";
 
 const MAGIC: &[u8; 8] = b"HOLDSTIL";
 const FORMAT: u32 = 1;
-const SECTOR: usize = 512;
+/// Of `receipt.json`, in its member `format`. Members may be added to it; what would be misread by a program that does not
+/// know it needs another number.
+pub const JSON_FORMAT: u32 = 1;
+/// What of `state` has a meaning.
+pub const SECTOR: usize = 512;
 /// `state` is padded to this, so that btrfs does not keep it inline in its metadata.
 const STATE_SIZE: usize = 4096;
 /// `receipt.json` is at most this long; what does not fit is left out and said.
@@ -39,10 +43,12 @@ pub enum State {
     Frozen,
     Released,
     Aborted,
+    /// A machine was started from a copy that said `frozen`, and what has been written since is in no hold.
+    Restored,
 }
 
 impl State {
-    const ALL: [State; 4] = [State::Prepared, State::Frozen, State::Released, State::Aborted];
+    const ALL: [State; 5] = [State::Prepared, State::Frozen, State::Released, State::Aborted, State::Restored];
 
     fn code(self) -> u32 {
         match self {
@@ -50,6 +56,7 @@ impl State {
             State::Frozen => 2,
             State::Released => 3,
             State::Aborted => 4,
+            State::Restored => 5,
         }
     }
 }
@@ -61,6 +68,7 @@ impl fmt::Display for State {
             State::Frozen => "frozen",
             State::Released => "released",
             State::Aborted => "aborted",
+            State::Restored => "restored",
         })
     }
 }
@@ -138,6 +146,10 @@ pub enum Unreadable {
     Huge { path: PathBuf, size: u64 },
     #[error("its receipt.json is not JSON: {0}")]
     Json(#[from] serde_json::Error),
+    #[error(
+        "its receipt.json has format {found}; this version reads format {JSON_FORMAT}: use the holdstill that wrote it, or a later one"
+    )]
+    JsonFormat { found: serde_json::Value },
     #[error("{path}: {source}")]
     Read { path: PathBuf, source: io::Error },
 }
@@ -164,9 +176,31 @@ pub fn padded(json: &impl serde::Serialize, size: usize) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The size `receipt.json` gets for a record of `length` bytes: room for coordinates and verdict, in whole blocks.
-pub fn size_for(length: usize) -> usize {
-    (length + length / 2 + 4096).next_multiple_of(4096).min(JSON_LIMIT)
+/// What there is for a `receipt.json`, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// on the file system; 0: nobody could say, or it is full
+    pub free: u64,
+    /// by the one that is there
+    pub taken: u64,
+}
+
+/// Blocks of this are what a file takes.
+const BLOCK: usize = 4096;
+/// Left alone on a disk that is nearly full: the directory, the inodes, `state`, and what a journal wants of them.
+const SPARE: u64 = 64 * 1024;
+
+/// The size `receipt.json` gets for a record of `length` bytes: room for coordinates and verdict, in whole blocks. Never
+/// less than it has: a disk that is full by the next hold still has the receipt's own blocks, and what does not fit into
+/// those is left out.
+pub fn size_for(length: usize, room: Room) -> usize {
+    let wanted = (length + length / 2 + BLOCK).next_multiple_of(BLOCK).min(JSON_LIMIT);
+    let taken = usize::try_from(room.taken).unwrap_or(0).next_multiple_of(BLOCK).min(JSON_LIMIT);
+    let more = usize::try_from(room.free.saturating_sub(SPARE)).unwrap_or(usize::MAX) / BLOCK * BLOCK;
+    match room {
+        Room { free: 0, taken: 0 } => wanted,
+        Room { .. } => wanted.min(taken.saturating_add(more)).max(taken).max(BLOCK),
+    }
 }
 
 /// Reads the receipt of the file system mounted at `root`. `Ok(None)`: there is none.
@@ -186,7 +220,10 @@ pub fn read(root: &Path) -> Result<Option<Found>, Unreadable> {
         Err(Unreadable::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => Sector::decode(&other?)?,
     };
-    let record = serde_json::from_slice(&read_file(&dir.join(JSON))?)?;
+    let record: serde_json::Value = serde_json::from_slice(&read_file(&dir.join(JSON))?)?;
+    if let Some(found) = record.get("format").filter(|format| **format != JSON_FORMAT) {
+        return Err(Unreadable::JsonFormat { found: found.clone() });
+    }
     Ok(Some(Found { root: root.to_owned(), sector, record }))
 }
 
@@ -257,6 +294,19 @@ mod tests {
     }
 
     #[test]
+    fn a_receipt_keeps_its_blocks_and_takes_no_more_than_a_full_disk_has() {
+        let size = |length, free, taken| size_for(length, Room { free, taken });
+        let plenty = 1 << 30;
+        assert_eq!(size(3000, plenty, 0), 12 * 1024);
+        assert_eq!(size(3000, plenty, 20 * 1024), 20 * 1024, "never smaller than it was");
+        assert_eq!(size(10_000, 0, 8 * 1024), 8 * 1024, "on a full disk what it has must do");
+        assert_eq!(size(10_000, 70_000, 8 * 1024), 12 * 1024, "nearly full");
+        assert_eq!(size(10_000, 4096, 0), BLOCK, "a short one is tried");
+        assert_eq!(size(10_000, 0, 0), 20 * 1024, "nobody could say");
+        assert_eq!(size(1 << 20, plenty, 1 << 30), JSON_LIMIT);
+    }
+
+    #[test]
     fn a_file_system_without_a_receipt_has_none() {
         assert!(read(tempfile::tempdir().unwrap().path()).unwrap().is_none());
     }
@@ -275,6 +325,14 @@ mod tests {
         let linked = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(root.path().join(DIRECTORY), linked.path().join(DIRECTORY)).unwrap();
         assert!(matches!(read(linked.path()), Err(Unreadable::Hostile(_))));
+    }
+
+    #[test]
+    fn a_receipt_of_a_later_format_is_not_guessed_at() {
+        let root = tempfile::tempdir().unwrap();
+        write(root.path(), &sector(State::Frozen).encode(), br#"{"format":2,"hold_id":"nightly-1"}"#);
+        let error = read(root.path()).unwrap_err().to_string();
+        assert!(error.contains("has format 2; this version reads format 1"), "{error}");
     }
 
     proptest! {

@@ -116,7 +116,7 @@ impl Records {
         });
         let record = Record { filesystem, size: 0 };
         let length = serde_json::to_vec(&self.page(&record, told.text())).map_or(0, |bytes| bytes.len());
-        let record = Record { size: receipt::size_for(length), ..record };
+        let record = Record { size: receipt::size_for(length, facts.receipt_room), ..record };
         let bytes = self.fitted(&record, told);
         self.records.insert(index, record);
         let sector = |state| {
@@ -173,12 +173,13 @@ impl Records {
         }
         short.steps.clear();
         padded(Told::new(&short).text())
-            .unwrap_or_else(|| receipt::padded(&json!({"hold_id": self.hold_id}), record.size).unwrap_or_default())
+            .or_else(|| receipt::padded(&json!({"format": receipt::JSON_FORMAT, "hold_id": self.hold_id}), record.size))
+            .unwrap_or_default()
     }
 
     fn page<'a>(&'a self, record: &'a Record, report: &'a RawValue) -> Page<'a> {
         Page {
-            format: 1,
+            format: receipt::JSON_FORMAT,
             hold_id: &self.hold_id,
             filesystem: &record.filesystem,
             report,

@@ -4,7 +4,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{broadcast, watch};
+use tokio::{
+    sync::{broadcast, watch},
+    time::Instant,
+};
 
 use super::{admit::Past, history::History};
 use crate::{
@@ -71,6 +74,8 @@ pub struct Publisher {
     standing: watch::Sender<Arc<Standing>>,
     events: broadcast::Sender<proto::Event>,
     history: Arc<Mutex<History>>,
+    /// when the hold in progress was admitted
+    admitted: Mutex<Instant>,
 }
 
 impl Publisher {
@@ -81,7 +86,7 @@ impl Publisher {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
         let history = Arc::new(Mutex::new(history));
         let published = Published { standing: reader, events: events.clone(), history: Arc::clone(&history) };
-        (Publisher { standing, events, history }, published)
+        (Publisher { standing, events, history, admitted: Mutex::new(Instant::now()) }, published)
     }
 
     pub fn history(&self) -> MutexGuard<'_, History> {
@@ -90,6 +95,7 @@ impl Publisher {
 
     /// A new hold's report takes the stage.
     pub fn begin(&self, report: proto::Report) {
+        *lock(&self.admitted) = Instant::now();
         self.change(|s| {
             s.phase = Phase::Preparing;
             s.current = Some(report);
@@ -130,6 +136,28 @@ impl Publisher {
         if let Some(step) = told {
             self.tell(What::Step(step));
         }
+    }
+
+    /// These steps begin now; how they go is told when they have ended. A step of several phases began with the first.
+    pub fn steps_begin<'a>(&self, names: impl IntoIterator<Item = &'a String>) {
+        let now = span(lock(&self.admitted).elapsed());
+        self.edit_steps(names, |step| step.began = step.began.or(now));
+    }
+
+    /// Undoing these steps begins now.
+    pub fn undos_begin<'a>(&self, names: impl IntoIterator<Item = &'a String>) {
+        let now = span(lock(&self.admitted).elapsed());
+        self.edit_steps(names, |step| step.undo_began = now);
+    }
+
+    fn edit_steps<'a>(&self, names: impl IntoIterator<Item = &'a String>, change: impl Fn(&mut proto::Step)) {
+        self.edit(|report| {
+            for name in names {
+                if let Some(step) = report.steps.iter_mut().find(|step| step.name == *name) {
+                    change(step);
+                }
+            }
+        });
     }
 
     pub fn problem(&self, problem: proto::Problem) {
@@ -206,7 +234,7 @@ pub fn span(duration: std::time::Duration) -> Option<prost_types::Duration> {
     prost_types::Duration::try_from(duration).ok()
 }
 
-fn lock(history: &Mutex<History>) -> MutexGuard<'_, History> {
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     // a reader that panicked cannot have left it half-changed: only the driver writes
-    history.lock().unwrap_or_else(PoisonError::into_inner)
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -24,8 +24,10 @@ mod private_root;
 mod ready;
 mod receipts;
 mod reports;
+mod restored;
 mod self_protection;
 mod snapshots;
+mod truth;
 mod write_back;
 
 use std::process::ExitCode;
@@ -58,11 +60,13 @@ fn main() -> ExitCode {
         ready::sqlite::FACTS,
         receipts::FACTS,
         reports::FACTS,
+        restored::FACTS,
         snapshots::FACTS,
         private_root::FACTS,
         faults::FACTS,
     ];
     // what they look at is how long something takes
-    let alone: &[&[lab::Fact]] = &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS];
+    let alone: &[&[lab::Fact]] =
+        &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS, truth::FACTS];
     lab::main_of_two_kinds(together, alone)
 }

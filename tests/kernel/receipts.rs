@@ -5,7 +5,13 @@ use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::lab::{Daemon, Lab, Type, disk::needs_recovery, now, process::signal, until};
+use crate::lab::{
+    Daemon, Lab, Type,
+    disk::{Fs, needs_recovery},
+    now,
+    process::{command, signal, tool},
+    until,
+};
 
 facts! {
     a_receipt_lies_on_every_held_file_system_and_says_released_after_the_thaw,
@@ -16,6 +22,9 @@ facts! {
     a_killed_daemon_still_gets_its_disks_testimony_changed,
     a_failed_freeze_is_recorded_as_aborted,
     a_full_disk_is_held_without_a_receipt_and_that_is_said,
+    a_disk_that_is_full_by_the_next_hold_still_testifies within 90,
+    a_disk_remounted_read_only_is_left_out_and_keeps_its_old_testimony within 60,
+    a_disk_remounted_read_only_in_the_middle_is_never_called_held within 60,
     receipts_can_be_switched_off,
     verify_knows_a_copy_of_the_whole_hold_from_a_part_of_it within 60,
 }
@@ -37,6 +46,16 @@ fn all<'a>(value: &'a Value, name: &str) -> Vec<&'a str> {
         Value::Array(items) => items.iter().flat_map(|v| all(v, name)).collect(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Vec::new(),
     }
+}
+
+/// docs/receipt.schema.json is for programs that read receipts.
+fn is_as_published(record: &Value) {
+    let schema = include_str!("../../docs/receipt.schema.json").parse().expect("JSON");
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let errors: Vec<String> = validator.iter_errors(record).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert_eq!(errors, Vec::<String>::new(), "{record:#}");
+    assert!(record["report"]["machine"]["boot_id"].as_str().is_some_and(|id| !id.is_empty()), "whose is it?");
+    assert!(record["report"]["coverage"].to_string().contains("size_bytes"), "which disks?");
 }
 
 fn state(lab: &Lab, at: &Path) -> String {
@@ -64,7 +83,9 @@ fn a_receipt_lies_on_every_held_file_system_and_says_released_after_the_thaw(lab
         let said = receipt(lab, &fs.mount);
         assert!(all(&said, "hold_id").contains(&"kept"), "{said:#}");
         comes_to_say(lab, &fs.mount, "released");
-        assert!(receipt(lab, &fs.mount).to_string().contains("unbroken"), "the verdict is missing");
+        let said = receipt(lab, &fs.mount);
+        assert!(said.to_string().contains("unbroken"), "the verdict is missing");
+        is_as_published(&said["receipt"]);
     }
 }
 
@@ -167,6 +188,75 @@ fn a_full_disk_is_held_without_a_receipt_and_that_is_said(lab: &Lab) {
     answer.exits(0);
     assert!(!fs.writable_within(Duration::from_millis(300)), "it should be frozen");
     assert!(said_of(&daemon, "receipt"), "nothing says that this copy will not be provable");
+}
+
+/// Takes every block and many inodes.
+fn fill(fs: &Fs<'_>) {
+    let filler = std::fs::File::create(fs.mount.join("filler")).expect("it is writable");
+    let mut at = 0;
+    for size in [64 << 20, 1 << 20, 4096] {
+        while nix::fcntl::fallocate(&filler, nix::fcntl::FallocateFlags::empty(), at, size).is_ok() {
+            at += size;
+        }
+    }
+    // a file of its own where no more fits into that one: btrfs keeps small ones in its metadata
+    for n in 0..100_000 {
+        if std::fs::write(fs.mount.join(format!("small-{n}")), [7; 1500]).is_err() {
+            break;
+        }
+    }
+}
+
+fn a_disk_that_is_full_by_the_next_hold_still_testifies(lab: &Lab) {
+    for kind in [Type::Ext4, Type::Xfs, Type::Btrfs] {
+        let fs = lab.fs(kind);
+        let daemon = lab.daemon(&[&fs]).start();
+        daemon.freeze(&["--id", "roomy", "--for", "10s"]);
+        daemon.thaw();
+        comes_to_say(lab, &fs.mount, "released");
+        fill(&fs);
+        let name = kind.name();
+        assert!(std::fs::write(fs.mount.join("one-more"), vec![7; 65536]).is_err(), "{name} is not full");
+        daemon.freeze(&["--id", "full", "--for", "20s"]);
+        let copy = fs.copy();
+        let report = daemon.thaw();
+        assert_eq!(report["verdict"], "unbroken", "{name}: {report:#}");
+        let without = report["problems"].to_string().contains("NO_RECEIPT");
+        assert!(!without, "{name}: {report:#}");
+        comes_to_say(lab, &fs.mount, "released");
+        let copied = lab.mount_copy(kind, &copy);
+        assert_eq!(state(lab, &copied.mount), "frozen", "{name}");
+        let said = receipt(lab, &copied.mount);
+        assert!(all(&said, "hold_id").contains(&"full"), "{name}: {said:#}");
+    }
+}
+
+fn a_disk_remounted_read_only_is_left_out_and_keeps_its_old_testimony(lab: &Lab) {
+    let (kept, closed) = (lab.fs(Type::Ext4), lab.fs(Type::Ext4));
+    let daemon = lab.daemon(&[&kept, &closed]).start();
+    daemon.freeze(&["--id", "before", "--for", "10s"]);
+    daemon.thaw();
+    comes_to_say(lab, &closed.mount, "released");
+    tool(command("mount").args(["-o", "remount,ro", closed.at()]));
+    daemon.freeze(&["--id", "after", "--for", "10s"]);
+    let report = daemon.thaw();
+    assert_eq!(report["verdict"], "unbroken", "{report:#}");
+    let step = report["steps"].as_array().expect("a list").iter().find(|s| s["name"] == closed.step()).expect("listed");
+    assert_eq!((&step["outcome"], &step["reason"]), (&"skipped".into(), &"read-only".into()), "{step:#}");
+    assert!(all(&receipt(lab, &closed.mount), "hold_id").contains(&"before"));
+    assert!(all(&receipt(lab, &kept.mount), "hold_id").contains(&"after"));
+}
+
+fn a_disk_remounted_read_only_in_the_middle_is_never_called_held(lab: &Lab) {
+    let fs = lab.fs(Type::Ext4);
+    let daemon = lab.daemon(&[&fs]).start();
+    daemon.setup().hook("10-remount", &format!("[ $1 != freeze ] || mount -o remount,ro {}", fs.at()));
+    let answer = daemon.cli(&["--json", "freeze", "--id", "closed", "--for", "10s"]);
+    let verdict = daemon.thaw()["verdict"].clone();
+    // no write can be seen to wait on it, so nothing proves that it was frozen
+    assert!(answer.code != Some(0) || verdict == "broken", "held without a proof: {answer:?}, {verdict}");
+    tool(command("mount").args(["-o", "remount,rw", fs.at()]));
+    assert!(fs.writable_within(Duration::from_secs(2)), "left frozen");
 }
 
 fn receipts_can_be_switched_off(lab: &Lab) {

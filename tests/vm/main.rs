@@ -6,6 +6,7 @@
 #[expect(dead_code, reason = "the kernel tests use the rest of it")]
 mod lab;
 
+mod anna;
 mod databases;
 mod disks;
 mod filesystems;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     // most of a fact's time is waiting for a deadline; the longest ones come first
     let facts = [
         databases::FACTS,
+        anna::FACTS,
         systemd::FACTS,
         snapshots::FACTS,
         who_thaws::FACTS,

@@ -123,7 +123,7 @@ pub struct Instance {
     pub machine_id: Option<String>,
     /// the hypervisor's, lower case: usually new for a copy, the same after a revert in place
     pub product_uuid: Option<String>,
-    /// the platform's, as cloud-init keeps it: new for a copy once cloud-init has run there
+    /// the platform's, as cloud-init found it in this boot: new for a copy
     pub instance_id: Option<String>,
 }
 

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, path::Path};
 
 pub use self::achieved::{Achieved, Filesystems, Required, caller_freezes, level_text};
 use self::scope::Scope;
-use super::{Refusal, RefusalKind};
+use super::{Refusal, RefusalKind, receipt::Room};
 use crate::{
     config::{self, TransientPolicy},
     guest::{Dev, Kind, Superblock, order, superblock},
@@ -28,6 +28,7 @@ pub struct Facts {
     /// 0: nobody could say
     pub used_bytes: u64,
     pub size_bytes: u64,
+    pub receipt_room: Room,
     /// ext2/3/4: what its superblock said when it was read
     pub ext: Option<superblock::Ext>,
     /// the devices below it, and how each may be named by a caller's scope

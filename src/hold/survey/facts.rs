@@ -18,7 +18,10 @@ use crate::{
         superblock, tasks,
         transient::{self, Found, Knowledge, Verdict},
     },
-    hold::plan::{Facts, Leaf},
+    hold::{
+        plan::{Facts, Leaf},
+        receipt,
+    },
     proto,
 };
 
@@ -43,6 +46,7 @@ pub(super) async fn gather(
             ext: raw.and_then(|raw| raw.ext),
             used_bytes: space.used,
             size_bytes: space.size,
+            receipt_room: receipt::Room { free: space.free, taken: space.of_file },
             leaves: leaves(guest, dev),
             open_for_writing: written.as_ref().is_none_or(|devs| devs.contains(&dev)),
             ..Facts::default()
@@ -146,10 +150,11 @@ async fn touch(guest: &Guest, root: &Path) -> Touched {
         })
         .collect();
     let filled = Arc::clone(&results);
+    let receipt = Path::new(receipt::DIRECTORY).join(receipt::JSON);
     let work = move || {
         for superblock in &superblocks {
             let raw = devices.get(&superblock.dev).and_then(|device| superblock::read(device).ok().flatten());
-            let space = space::of(superblock).ok().flatten().unwrap_or_default();
+            let space = space::of(superblock, &receipt).ok().flatten().unwrap_or_default();
             filled.lock().expect("no holder panics").insert(superblock.dev, (raw, space));
         }
     };

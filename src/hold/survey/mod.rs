@@ -25,7 +25,7 @@ use crate::{
     guest::{
         self, Dev, Guest,
         agent_channel::{self, AgentChannel, Owner},
-        platform, preflight,
+        osinfo, platform, preflight,
         tasks::{self, Processes},
         transient,
     },
@@ -51,11 +51,34 @@ pub struct Surroundings {
     /// "/" but in tests
     pub root: PathBuf,
     pub instance: platform::Instance,
+    pub platform: platform::Platform,
+    /// the running kernel's release
+    pub kernel: String,
 }
 
 impl Surroundings {
     pub fn read(root: &Path) -> Surroundings {
-        Surroundings { root: root.to_owned(), instance: platform::Instance::read(root) }
+        Surroundings {
+            root: root.to_owned(),
+            instance: platform::Instance::read(root),
+            platform: platform::Platform::read(root),
+            kernel: osinfo::read(root).kernel_release.unwrap_or_default(),
+        }
+    }
+
+    /// As the contract has it, with the disk below `/` as `coverage` has it.
+    pub fn machine(&self, coverage: &[proto::Coverage]) -> proto::Machine {
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let root = coverage.iter().find(|entry| entry.mounts.iter().any(|mount| mount == "/"));
+        proto::Machine {
+            boot_id: text(&self.instance.boot_id),
+            machine_id: text(&self.instance.machine_id),
+            product_uuid: text(&self.instance.product_uuid),
+            instance_id: text(&self.instance.instance_id),
+            platform: self.platform.to_string(),
+            kernel: self.kernel.clone(),
+            root_disk_bytes: root.and_then(|root| root.disks.iter().map(|d| d.size_bytes).max()).unwrap_or(0),
+        }
     }
 }
 
@@ -120,11 +143,13 @@ pub async fn check(
     };
     report.set_consistency(reachable);
     report.steps = survey.steps;
+    report.machine = Some(surroundings.machine(&survey.plan.coverage));
     report.coverage = survey.plan.coverage;
     report.problems = survey.problems;
     if look == Look::Everything {
         report.problems.extend(callers(settings, surroundings, &survey.hooks).await);
         report.problems.extend(super::reporters::problems(settings).await);
+        report.problems.extend(super::restored::problems(settings).await);
     }
     report.problems.extend(survey.refusals.iter().map(as_problem));
     let would_refuse = !survey.refusals.is_empty();

@@ -81,6 +81,7 @@ impl Work<'_> {
         let mut hook = self.hooks[index].clone();
         hook.limit = hook.limit.min(until.saturating_duration_since(Instant::now()));
         let name = format!("hook:{}", hook.name);
+        self.publisher.steps_begin([&name]);
         self.tell_hooks(phase);
         let environment = self.environment(phase, None);
         let stop = Stop::new().map_err(|error| End::failed(format!("start {name}: {error}"), ""))?;
@@ -187,6 +188,7 @@ impl Work<'_> {
         }
         let hook = self.hooks[index].clone();
         let name = format!("hook:{}", hook.name);
+        self.publisher.undos_begin([&name]);
         self.tell_hooks(hook::Phase::Thaw);
         let environment = self.environment(hook::Phase::Thaw, Some(end.reason));
         let held = if self.warden.marker().was_held() { hook::Held::Yes } else { hook::Held::Never };

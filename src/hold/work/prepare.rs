@@ -104,6 +104,7 @@ impl Work<'_> {
         } = survey;
         self.publisher.edit(|report| {
             report.steps = steps;
+            report.machine = Some(self.surroundings.machine(&plan.coverage));
             report.coverage = plan.coverage;
             report.problems = problems;
             report.problems.extend(refusals.iter().map(survey::as_problem));

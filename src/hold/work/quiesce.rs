@@ -59,6 +59,8 @@ impl Work<'_> {
         }
         self.undos.push(Undo::Databases);
         let id = self.id.clone();
+        let begun = Instant::now();
+        self.publisher.steps_begin(self.databases.iter().filter(|db| db.covered).map(|db| &db.step));
         for barrier in [false, true] {
             let limit = until.saturating_duration_since(Instant::now());
             let work = self.databases.iter_mut().filter(|db| db.covered && (db.held || !barrier)).map(async |db| {
@@ -77,12 +79,15 @@ impl Work<'_> {
             failpoint::reached(if barrier { "barrier" } else { "databases_held" }).await;
         }
         self.remark();
+        // all wait for the slowest at the barrier
+        let took = begun.elapsed();
         for db in &mut self.databases {
             let Some(session) = db.session.as_ref().filter(|_| db.held) else { continue };
             let described = session.describe();
             db.claim = described.claim();
             self.publisher.step(&db.step, |step| {
                 step.set_outcome(StepOutcome::Done);
+                step.took = span(took);
                 tell(step, described);
             });
         }
@@ -124,6 +129,7 @@ impl Work<'_> {
         }
         failpoint::reached("freezing").await;
         crate::telemetry::frozen(true);
+        self.publisher.steps_begin(self.levels.iter().flatten().map(|index| &self.names[*index]));
         let froze = self
             .warden
             .freeze(

@@ -95,6 +95,7 @@ impl Work<'_> {
         }
         let mut stuck = Vec::new();
         let begun = Instant::now();
+        self.publisher.undos_begin(self.levels.iter().flatten().map(|index| &self.names[*index]));
         let ended = self.warden.thaw().await;
         // unbroken is what is proven for each one, not what is left when no breach was recognised
         let proven = |index: usize| match ended.get(index) {
@@ -145,6 +146,7 @@ impl Work<'_> {
     /// Each on the session that held: did it hold to the end? Then its locks go.
     async fn prove(&mut self, end: &mut End) {
         let all_held = self.all_held;
+        self.publisher.undos_begin(self.databases.iter().filter(|db| db.covered).map(|db| &db.step));
         let work = self.databases.iter_mut().filter(|db| db.covered).map(async |db| {
             let begun = Instant::now();
             let proof = db.end(all_held).await;
