@@ -3,6 +3,8 @@
 //! What is known of each platform is data: see [`known`].
 
 pub mod known;
+#[cfg(test)]
+mod listed;
 
 use std::{fmt, fs, path::Path};
 
