@@ -56,7 +56,11 @@ fn stands_where_it_was(lab: &Lab, engine: Engine, positions: &[&str], claims: &[
     // the files alone
     let offline = lab.holdstill(&["--json", "verify", copies[0].to_str().expect("ASCII")]);
     offline.exits(0);
-    assert_eq!((&offline.json["grade"], &offline.json["level"]), (&"cut-inside".into(), &"application".into()), "{offline:?}");
+    assert_eq!(
+        (&offline.json["grade"], &offline.json["level"]),
+        (&"cut-inside".into(), &"application".into()),
+        "{offline:?}"
+    );
     let copied = lab.mount_copy(Type::Ext4, &copies[0]);
     let stopped = lab.holdstill(&["--json", "verify"]);
     stopped.exits(0);
@@ -94,13 +98,16 @@ fn a_postgresql_that_lost_the_end_of_its_log_is_caught(lab: &Lab) {
     let (copies, report) = copies(lab, Engine::Postgresql, 1);
     let copied = lab.mount_copy(Type::Ext4, &copies[0]);
     let start = step(&report, "db:orders")["database"]["start"].clone();
-    let of = |key: &str| start.as_array().expect("a list").iter().find(|c| c["key"] == key).expect("told")["value"].clone();
+    let of =
+        |key: &str| start.as_array().expect("a list").iter().find(|c| c["key"] == key).expect("told")["value"].clone();
     let (segment, flushed) = (of("wal_file"), of("flush_lsn"));
     let low = u64::from_str_radix(flushed.as_str().and_then(|lsn| lsn.split('/').nth(1)).expect("an LSN"), 16);
     let at = low.expect("hexadecimal") % (16 << 20);
     // the last record is gone, as on a disk that confirmed what it had not written
-    let log = fs::OpenOptions::new().write(true).open(copied.mount.join("data/pg_wal").join(segment.as_str().expect("text")));
-    std::os::unix::fs::FileExt::write_all_at(&log.expect("it is there"), &vec![0; 8192], at.saturating_sub(32)).expect("written");
+    let log =
+        fs::OpenOptions::new().write(true).open(copied.mount.join("data/pg_wal").join(segment.as_str().expect("text")));
+    std::os::unix::fs::FileExt::write_all_at(&log.expect("it is there"), &vec![0; 8192], at.saturating_sub(32))
+        .expect("written");
     let server = comes_up(lab, Engine::Postgresql, &copied);
     // it writes on, over the numbers of what was lost
     server.query("CREATE TABLE new AS SELECT generate_series(1, 1000) AS a");
