@@ -8,10 +8,11 @@ use super::{Answer, show};
 use crate::{
     cli,
     error::{Exit, Failure, reason},
+    guest::platform::Instance,
     hold::{
-        RefusalKind, receipt,
+        RefusalKind, receipt, restored,
         survey::Surroundings,
-        verify::{self, Host, Refused, Verification},
+        verify::{self, Grade, Host, Refused, Verification},
     },
     json,
 };
@@ -63,6 +64,9 @@ pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
     let sentence = match found.sector.state {
         receipt::State::Frozen => "frozen: a copy that says so was cut while it was held",
         receipt::State::Released => "released: a copy that says so was cut after that hold",
+        receipt::State::Restored => {
+            "restored: a machine was started from a copy cut during that hold; what was written since is not part of it"
+        }
         receipt::State::Prepared => "prepared: a copy that says so was cut before all was held",
         receipt::State::Aborted => {
             "aborted: that hold failed before all was held; a copy that says so was cut after it"
@@ -100,12 +104,16 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
             Some(record)
         }
     };
+    let recall = recalled(args);
     let (paths, host) = match args.paths.is_empty() {
-        true => (verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?, Host::Restored),
+        true => (
+            verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?,
+            Host::Restored { recall: &recall },
+        ),
         false => (args.paths.clone(), Host::Elsewhere),
     };
     let mut verification = verify::verify(&paths, record.as_ref(), host).map_err(|refused| refusal(&refused))?;
-    if host == Host::Restored {
+    if args.paths.is_empty() {
         ask_servers(args, &mut verification)?;
     }
     let exit = match verification.exit_code(record.is_some()) {
@@ -159,6 +167,16 @@ fn refusal(refused: &Refused) -> Failure {
         }
     };
     failure.hint(refused.hint())
+}
+
+/// Receipts that were rewritten on this machine in this boot: what each copy was worth when the daemon found it.
+fn recalled(args: &cli::Verify) -> impl Fn(&receipt::Sector) -> Option<(Grade, String)> + use<> {
+    let run = super::settings(args.config.config.as_deref()).map(|loaded| loaded.settings.paths.run).ok();
+    let boot_id = Instance::read(Path::new("/")).boot_id.unwrap_or_default();
+    move |sector| {
+        let (grade, why) = restored::said_before(run.as_ref()?, sector, &boot_id)?;
+        Some((Grade::named(&grade)?, format!("when this machine was started from it: {why}")))
+    }
 }
 
 fn lines(verification: &Verification) -> String {

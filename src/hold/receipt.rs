@@ -32,7 +32,8 @@ const FORMAT: u32 = 1;
 /// Of `receipt.json`, in its member `format`. Members may be added to it; what would be misread by a program that does not
 /// know it needs another number.
 pub const JSON_FORMAT: u32 = 1;
-const SECTOR: usize = 512;
+/// What of `state` has a meaning.
+pub const SECTOR: usize = 512;
 /// `state` is padded to this, so that btrfs does not keep it inline in its metadata.
 const STATE_SIZE: usize = 4096;
 /// `receipt.json` is at most this long; what does not fit is left out and said.
@@ -45,10 +46,12 @@ pub enum State {
     Frozen,
     Released,
     Aborted,
+    /// A machine was started from a copy that said `frozen`, and what has been written since is in no hold.
+    Restored,
 }
 
 impl State {
-    const ALL: [State; 4] = [State::Prepared, State::Frozen, State::Released, State::Aborted];
+    const ALL: [State; 5] = [State::Prepared, State::Frozen, State::Released, State::Aborted, State::Restored];
 
     fn code(self) -> u32 {
         match self {
@@ -56,6 +59,7 @@ impl State {
             State::Frozen => 2,
             State::Released => 3,
             State::Aborted => 4,
+            State::Restored => 5,
         }
     }
 }
@@ -67,6 +71,7 @@ impl fmt::Display for State {
             State::Frozen => "frozen",
             State::Released => "released",
             State::Aborted => "aborted",
+            State::Restored => "restored",
         })
     }
 }

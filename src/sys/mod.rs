@@ -12,6 +12,7 @@ pub mod memory;
 pub mod notify;
 pub mod packet;
 pub mod peer;
+pub mod priority;
 pub mod process;
 pub mod run_child;
 pub mod sockets;

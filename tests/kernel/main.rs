@@ -25,6 +25,7 @@ mod private_root;
 mod ready;
 mod receipts;
 mod reports;
+mod restored;
 mod self_protection;
 mod snapshots;
 mod truth;
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         receipts::FACTS,
         images::FACTS,
         reports::FACTS,
+        restored::FACTS,
         snapshots::FACTS,
         private_root::FACTS,
         faults::FACTS,

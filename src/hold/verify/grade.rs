@@ -11,6 +11,8 @@ pub enum Grade {
     None,
     Aborted,
     Prepared,
+    /// a machine was started from a copy cut during that hold, and wrote on
+    Restored,
     Released,
     /// it says `frozen`, and its file system shows that it was not cut while it was
     Outside,
@@ -20,6 +22,23 @@ pub enum Grade {
 }
 
 impl Grade {
+    const ALL: [Grade; 9] = [
+        Grade::None,
+        Grade::Aborted,
+        Grade::Prepared,
+        Grade::Restored,
+        Grade::Released,
+        Grade::Outside,
+        Grade::ConsistentWithHold,
+        Grade::CutInside,
+        Grade::Proven,
+    ];
+
+    /// By the word that is printed.
+    pub fn named(word: &str) -> Option<Grade> {
+        Grade::ALL.into_iter().find(|grade| grade.to_string() == word)
+    }
+
     /// Was this copy cut while all was held, as far as it can tell?
     pub fn is_held(self) -> bool {
         self >= Grade::ConsistentWithHold
@@ -32,6 +51,7 @@ impl fmt::Display for Grade {
             Grade::None => "none",
             Grade::Aborted => "aborted",
             Grade::Prepared => "prepared",
+            Grade::Restored => "restored",
             Grade::Released => "released",
             Grade::Outside => "outside",
             Grade::ConsistentWithHold => "consistent-with-hold",
@@ -56,9 +76,13 @@ pub fn grade(state: State, raw: Option<&Raw>, mounted: Mounted, recorded: &Value
         State::Prepared => (Grade::Prepared, "cut before all was held".to_owned()),
         State::Aborted => (Grade::Aborted, "cut after a hold that failed".to_owned()),
         State::Released => (Grade::Released, "cut after the hold was released".to_owned()),
+        State::Restored => (Grade::Restored, RESTORED.to_owned()),
         State::Frozen => frozen(raw, mounted, recorded),
     }
 }
+
+const RESTORED: &str =
+    "a machine was started from a copy cut during that hold; what was written since is not part of it";
 
 /// The state is `frozen`: does the raw superblock say more?
 fn frozen(raw: Option<&Raw>, mounted: Mounted, recorded: &Value) -> (Grade, String) {
@@ -98,11 +122,11 @@ mod tests {
 
     fn ext4(has_journal: bool, needs_recovery: bool, mount_count: u16) -> Raw {
         let ext = Ext { has_journal, needs_recovery, mount_count, mount_time: 9 };
-        Raw { fs_type: "ext4", uuid: String::new(), ext: Some(ext), log_tree: false, devices: 1, label: String::new() }
+        Raw { fs_type: "ext4", uuid: String::new(), label: String::new(), ext: Some(ext), log_tree: false, devices: 1 }
     }
 
     fn btrfs(log_tree: bool) -> Raw {
-        Raw { fs_type: "btrfs", uuid: String::new(), ext: None, log_tree, devices: 1, label: String::new() }
+        Raw { fs_type: "btrfs", uuid: String::new(), label: String::new(), ext: None, log_tree, devices: 1 }
     }
 
     #[test]
@@ -129,7 +153,7 @@ mod tests {
     fn what_is_not_frozen_is_never_graded_as_held() {
         let clean = ext4(true, false, 3);
         let recorded = json!({"mount_count": 3, "mount_time": 9});
-        for state in [State::Prepared, State::Released, State::Aborted] {
+        for state in [State::Prepared, State::Released, State::Aborted, State::Restored] {
             assert!(!grade(state, Some(&clean), Mounted::Still, &recorded).0.is_held(), "{state}");
         }
     }

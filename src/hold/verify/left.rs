@@ -169,7 +169,7 @@ fn amount(counted: Counted) -> String {
 }
 
 /// What the coverage of a receipt's `report` says was left behind.
-pub(super) fn behind(report: &Value, filesystems: &[Presented], host: Host) -> Vec<Left> {
+pub(super) fn behind(report: &Value, filesystems: &[Presented], host: Host<'_>) -> Vec<Left> {
     let beneath =
         |mount: &str| filesystems.iter().flat_map(|f| &f.beneath).find(|(at, _)| at == mount).map(|(_, c)| *c);
     let mut left: Vec<Left> = entries(report)
@@ -177,7 +177,7 @@ pub(super) fn behind(report: &Value, filesystems: &[Presented], host: Host) -> V
             beneath: beneath(&mount),
             now: match host {
                 Host::Elsewhere => Now::Elsewhere,
-                Host::Restored => now(Path::new(&mount), entry["uuid"].as_str().unwrap_or_default()),
+                Host::Restored { .. } => now(Path::new(&mount), entry["uuid"].as_str().unwrap_or_default()),
             },
             ..left(mount, entry)
         })

@@ -12,7 +12,7 @@
 //! | `cut-inside` | `frozen`, on journalled ext4 whose raw superblock shows no `needs_recovery`, and mount count and time as recorded |
 //! | `consistent-with-hold` | `frozen` on any other file system, or on an ext4 that has been mounted since |
 //! | `outside` | `frozen`, but the raw superblock shows that it was not cut while it was: crash-consistent at best |
-//! | `released` `prepared` `aborted` | the copy was cut outside a hold: crash-consistent at best |
+//! | `released` `prepared` `aborted` `restored` | the copy was cut outside a hold: crash-consistent at best |
 //! | `none` | no receipt |
 
 pub mod claims;
@@ -32,7 +32,10 @@ use serde_json::{Value, json};
 
 pub use self::{claims::Claimed, grade::Grade, left::Left, plain::text as plain_text, source::Refused};
 use self::{offline::Identity, source::Place};
-use super::{plan::problem, receipt::Found};
+use super::{
+    plan::problem,
+    receipt::{Found, Sector},
+};
 use crate::{
     guest, json,
     proto::{self, Severity},
@@ -69,12 +72,12 @@ impl Presented {
 }
 
 /// Where this is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Host {
+#[derive(Clone, Copy)]
+pub enum Host<'a> {
     /// on a machine that is not the copy: what is mounted here says nothing
     Elsewhere,
-    /// the file systems of this machine are the copies
-    Restored,
+    /// the file systems of this machine are the copies; `recall` knows what one that was rewritten here since said before
+    Restored { recall: &'a dyn Fn(&Sector) -> Option<(Grade, String)> },
 }
 
 /// What all presented copies prove together.
@@ -177,13 +180,14 @@ pub fn mounted() -> std::io::Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// A path that must not be looked into, or cannot. Nothing was touched then.
-pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host) -> Result<Verification, Refused> {
+pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host<'_>) -> Result<Verification, Refused> {
     let places = source::places(paths)?;
     let mut problems = Vec::new();
-    let mut filesystems: Vec<Presented> = places.iter().map(|place| present(place, record, &mut problems)).collect();
+    let mut filesystems: Vec<Presented> =
+        places.iter().map(|place| present(place, record, host, &mut problems)).collect();
     if filesystems.iter().any(|f| f.found.is_some()) {
         for fs in filesystems.iter_mut().filter(|f| f.found.is_none() && !f.unreadable) {
-            fs.graded = fs.partition.is_none() && host == Host::Elsewhere;
+            fs.graded = fs.partition.is_none() && matches!(host, Host::Elsewhere);
         }
     }
     let hold_id = together::one_hold(&filesystems, &mut problems);
@@ -222,7 +226,12 @@ pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host) -> 
     })
 }
 
-fn present(place: &Place, record: Option<&proto::Report>, problems: &mut Vec<proto::Problem>) -> Presented {
+fn present(
+    place: &Place,
+    record: Option<&proto::Report>,
+    host: Host<'_>,
+    problems: &mut Vec<proto::Problem>,
+) -> Presented {
     let name = place.name();
     let nothing = |why: String| Presented {
         root: place.path.clone(),
@@ -267,6 +276,11 @@ fn present(place: &Place, record: Option<&proto::Report>, problems: &mut Vec<pro
     let told = plain::value(&found.record);
     let (mut grade, mut why) =
         grade::grade(found.sector.state, opened.raw.as_ref(), opened.usage, &found.record["filesystem"]);
+    if let Host::Restored { recall } = host
+        && let Some(before) = recall(&found.sector)
+    {
+        (grade, why) = before;
+    }
     if let Some(record) = record.filter(|_| grade.is_held()) {
         match together::against(record, &found) {
             Ok(()) => (grade, why) = (Grade::Proven, "and the hold record says unbroken".to_owned()),
@@ -287,7 +301,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        hold::receipt::{self, Sector, State},
+        hold::receipt::{self, State},
         proto::{StepOutcome, Verdict, step::Detail},
     };
 
@@ -318,6 +332,7 @@ mod tests {
             (State::Released, Grade::Released, 3),
             (State::Prepared, Grade::Prepared, 3),
             (State::Aborted, Grade::Aborted, 3),
+            (State::Restored, Grade::Restored, 3),
         ] {
             let copy = copy(state, "a", "u1", &["u1"]);
             let verification = graded(&[&copy], None);
