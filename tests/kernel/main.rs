@@ -20,6 +20,7 @@ mod idle;
 mod lab_itself;
 mod lets_go;
 mod own_only;
+mod pictures;
 mod private_root;
 mod ready;
 mod receipts;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         ready::redis::FACTS,
         ready::sqlite::FACTS,
         receipts::FACTS,
+        pictures::FACTS,
         reports::FACTS,
         restored::FACTS,
         snapshots::FACTS,
