@@ -106,20 +106,18 @@ pub fn serve(settings: Settings, notes: &[String], config_file: Option<PathBuf>)
 async fn run(settings: Settings, history: History, config_file: Option<PathBuf>) -> Result<(), Error> {
     let settings = Arc::new(settings);
     let warden = Warden::spawn(&settings.paths.run, config_file.clone()).await.map_err(Error::Warden)?;
-    let (driver, handle, serving) = Driver::new(
-        Arc::clone(&settings),
-        Surroundings::read(Path::new("/")),
-        Publisher::new(history),
-        warden,
-        config_file,
-    );
+    let surroundings = Surroundings::read(Path::new("/"));
+    let (driver, handle, serving) =
+        Driver::new(Arc::clone(&settings), surroundings.clone(), Publisher::new(history), warden, config_file);
     let doors = Doors::open(&settings)?;
     let entrance = Entrance::new(handle.clone()).await.map_err(Error::Serve)?;
     let driving = tokio::task::spawn_local(driver.run());
     tokio::spawn(keep_health(entrance.health(), serving));
     tokio::spawn(keep_status(handle.clone()));
     let (stop, mut doors, guest_agent) = doors.serve(&entrance, &settings, &handle);
-    tokio::task::spawn_blocking(|| survey::warm_up(Path::new("/")));
+    tokio::spawn(Arc::clone(&surroundings.contents).keep(handle.published().clone()));
+    let warmed = Arc::clone(&settings);
+    tokio::task::spawn_blocking(move || survey::warm_up(&warmed, &surroundings));
     let _ = sys::notify::ready("idle: holds are accepted");
     tracing::info!(socket = %settings.listen.unix.display(), vsock = settings.listen.vsock, "ready");
 

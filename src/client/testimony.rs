@@ -11,7 +11,7 @@ use crate::{
     guest::platform::Instance,
     hold::{
         RefusalKind, receipt, restored,
-        verify::{self, Grade, Verification},
+        verify::{self, Grade, Host, Refused, Verification},
     },
     json, proto,
 };
@@ -71,6 +71,8 @@ pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
     if let Ok(report) = report {
         table.push_str(&show::steps_and_gaps(&report));
         table.push_str(&picture::here(&report));
+        // the disk may be anybody's, and a terminal obeys
+        table.retain(|c| c == '\n' || !c.is_control());
     }
     let sentence = match found.sector.state {
         receipt::State::Frozen => "frozen: a copy that says so was cut while it was held",
@@ -128,16 +130,15 @@ fn saved(path: &Path) -> Result<proto::Report, Failure> {
 /// A directory or the record cannot be read.
 pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
     let record = args.record.as_deref().map(saved).transpose()?;
-    let roots = if args.dirs.is_empty() {
-        verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?
-    } else {
-        for dir in &args.dirs {
-            directory(dir)?;
-        }
-        args.dirs.clone()
+    let recall = recalled(args);
+    let (paths, host) = match args.paths.is_empty() {
+        true => (
+            verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?,
+            Host::Restored { recall: &recall },
+        ),
+        false => (args.paths.clone(), Host::Elsewhere),
     };
-    let mut verification = verify::verify(&roots, record.as_ref());
-    recall(args, &mut verification);
+    let verification = verify::verify(&paths, record.as_ref(), host).map_err(|refused| refusal(&refused))?;
     let exit = match verification.exit_code(record.is_some()) {
         0 => Exit::Done,
         1 => Exit::Failed,
@@ -151,34 +152,60 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
     })
 }
 
-/// A receipt that was rewritten on this machine in this boot: what the copy was worth when the daemon found it.
-fn recall(args: &cli::Verify, verification: &mut Verification) {
-    let Ok(loaded) = super::settings(args.config.config.as_deref()) else { return };
-    let boot_id = Instance::read(Path::new("/")).boot_id.unwrap_or_default();
-    let mut any = false;
-    for presented in &mut verification.filesystems {
-        let Some(found) = presented.found.as_ref() else { continue };
-        if let Some((grade, why)) = restored::said_before(&loaded.settings.paths.run, &found.sector, &boot_id)
-            && let Some(grade) = Grade::named(&grade)
-        {
-            presented.grade = grade;
-            presented.why = format!("when this machine was started from it: {why}");
-            any = true;
+fn refusal(refused: &Refused) -> Failure {
+    let message = format!("failed to {refused}");
+    let failure = match refused {
+        Refused::Unreadable { source, .. } => {
+            let failure = Failure::io("look", source);
+            match source.kind() {
+                std::io::ErrorKind::PermissionDenied => Failure { message, ..failure },
+                _ => Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message),
+            }
         }
-    }
-    if any {
-        verification.grade = verification.filesystems.iter().map(|f| f.grade).min().unwrap_or(Grade::None);
+        Refused::NoSource(_) => Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message),
+        Refused::NotRoot(_) => Failure::local(RefusalKind::PermissionDenied, reason::NOT_PERMITTED, message),
+        Refused::Wrapped { .. } => Failure::local(RefusalKind::FailedPrecondition, "NOT_A_RAW_IMAGE", message),
+        Refused::Mounted { .. } | Refused::SameBtrfs { .. } => {
+            Failure::local(RefusalKind::FailedPrecondition, "IN_USE", message)
+        }
+    };
+    failure.hint(refused.hint())
+}
+
+/// Receipts that were rewritten on this machine in this boot: what each copy was worth when the daemon found it.
+fn recalled(args: &cli::Verify) -> impl Fn(&receipt::Sector) -> Option<(Grade, String)> + use<> {
+    let run = super::settings(args.config.config.as_deref()).map(|loaded| loaded.settings.paths.run).ok();
+    let boot_id = Instance::read(Path::new("/")).boot_id.unwrap_or_default();
+    move |sector| {
+        let (grade, why) = restored::said_before(run.as_ref()?, sector, &boot_id)?;
+        Some((Grade::named(&grade)?, format!("when this machine was started from it: {why}")))
     }
 }
 
 fn lines(verification: &Verification) -> String {
-    let rows =
-        verification.filesystems.iter().map(|f| vec![f.root.display().to_string(), f.grade.to_string(), f.why.clone()]);
-    let mut table = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
-    for problem in &verification.problems {
-        table.push_str(&format!("! {}\n", problem.message));
+    let rows = verification.filesystems.iter().map(|f| vec![f.name.clone(), f.grade.to_string(), f.why.clone()]);
+    let mut out = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
+    for claimed in &verification.claims {
+        let limits = match claimed.limits.is_empty() {
+            true => String::new(),
+            false => format!(" (limited by {})", claimed.limits.join(", ")),
+        };
+        let claim = verify::claims::name(claimed.claim);
+        out.push_str(&format!("{} ({}): {claim}{limits}; {}\n", claimed.name, claimed.engine, claimed.why));
     }
-    table
+    for compared in &verification.databases {
+        out.push_str(&format!("{}\n", compared.sentence()));
+    }
+    for problem in &verification.problems {
+        out.push_str(&format!("! {}\n", problem.message));
+        if !problem.hint.is_empty() {
+            out.push_str(&format!("  hint: {}\n", problem.hint));
+        }
+    }
+    if verification.level != "none" {
+        out.push_str(&format!("level: {}: {}\n", verification.level, verification.level_why));
+    }
+    out
 }
 
 fn sentence(verification: &Verification, exit: Exit) -> String {

@@ -3,18 +3,23 @@
 pub mod agent_channel;
 pub mod attachment;
 pub mod cloud_init;
+pub mod count;
 pub mod databases;
 pub mod dirty;
 pub mod disks;
 pub mod filesystems;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+pub mod fstab;
 pub mod mounts;
 pub mod network;
 pub mod order;
 pub mod osinfo;
+pub mod partitions;
 pub mod platform;
 pub mod preflight;
+pub mod risk;
+pub mod signature;
 pub mod space;
 mod stock_agent;
 pub mod superblock;
@@ -30,6 +35,7 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use tasks::Processes;
@@ -115,6 +121,15 @@ pub struct Guest {
     /// superblocks' dependencies: (inner, outer): inner's device or data lies on outer; inner must freeze first
     pub lies_on: Vec<(Dev, Dev)>,
     pub processes: Processes,
+    /// who writes where: read when first asked for
+    writers: Arc<OnceLock<risk::Writers>>,
+}
+
+impl Guest {
+    /// Who has files open for writing, read once. Takes milliseconds: call from a thread.
+    pub fn writers(&self, root: &Path) -> &risk::Writers {
+        self.writers.get_or_init(|| risk::Writers::read(root, &self.processes))
+    }
 }
 
 /// Reads processes, mounts, block devices and their dependencies below `root` ("/" on a real machine).
@@ -133,7 +148,7 @@ pub fn read(root: &Path) -> io::Result<Guest> {
         }
     }
     let lies_on = disks.lies_on(&superblocks);
-    Ok(Guest { superblocks, disks, lies_on, processes })
+    Ok(Guest { superblocks, disks, lies_on, processes, writers: Arc::default() })
 }
 
 /// A file of /proc or /sys, of which there are many and each has at most a page: no more system calls than it takes.

@@ -22,6 +22,11 @@ pub struct Raw {
     pub label: String,
     /// ext only
     pub ext: Option<Ext>,
+    /// btrfs only: something was synced since the last commit, which a mount would replay. A freeze commits, so none is
+    /// there while frozen.
+    pub log_tree: bool,
+    /// how many devices it is on; more than one with btrfs only
+    pub devices: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,8 +77,14 @@ fn ext(bytes: &[u8]) -> Option<Raw> {
         mount_count: half(0x34),
         mount_time: word(0x2c),
     };
-    let fs_type = if has_journal { "ext4" } else { "ext2" };
-    Some(Raw { fs_type, uuid: uuid(&sb[0x68..0x78]), label: label(&sb[0x78..0x88]), ext: Some(ext) })
+    Some(Raw {
+        fs_type: if has_journal { "ext4" } else { "ext2" },
+        uuid: uuid(&sb[0x68..0x78]),
+        label: label(&sb[0x78..0x88]),
+        ext: Some(ext),
+        log_tree: false,
+        devices: 1,
+    })
 }
 
 fn xfs(bytes: &[u8]) -> Option<Raw> {
@@ -83,16 +94,22 @@ fn xfs(bytes: &[u8]) -> Option<Raw> {
         uuid: uuid(&sb[0x20..0x30]),
         label: label(&sb[0x6c..0x78]),
         ext: None,
+        log_tree: false,
+        devices: 1,
     })
 }
 
 fn btrfs(bytes: &[u8]) -> Option<Raw> {
     let sb = bytes.get(BTRFS..BTRFS + 0x400)?;
+    let devices = u64::from_le_bytes(sb[0x88..0x90].try_into().expect("eight bytes"));
+    let log_tree = sb[0x60..0x68] != [0; 8];
     (&sb[0x40..0x48] == b"_BHRfS_M").then(|| Raw {
         fs_type: "btrfs",
         uuid: uuid(&sb[0x20..0x30]),
         label: label(&sb[0x12b..0x22b]),
         ext: None,
+        log_tree,
+        devices,
     })
 }
 

@@ -172,21 +172,10 @@ fn blocked_on(process: &Path, task: &Path, own: &[MountLine]) -> Vec<Dev> {
     on
 }
 
-/// The superblocks, of this mount namespace, that some process has a file open on for writing. Reads /proc/*/fdinfo only:
-/// no file system is touched.
-pub fn open_for_writing(root: &Path, processes: &Processes) -> BTreeSet<Dev> {
-    let own = mounts::read(root).unwrap_or_default();
-    let open = |pid: i32| fs::read_dir(root.join("proc").join(pid.to_string()).join("fdinfo"));
-    processes
-        .with_files()
-        .filter_map(|pid| open(pid).ok())
-        .flatten()
-        .flatten()
-        .filter_map(|entry| read_descriptor(&entry.path()))
-        .filter(|descriptor| descriptor.writable)
-        .filter_map(|descriptor| mounts::by_mount_id(&own, descriptor.mount_id))
-        .map(|line| line.dev)
-        .collect()
+/// The mount that /proc/PID/fdinfo/FD, or its beginning, says a file is open for writing on.
+pub(super) fn writable_mount(fdinfo: &[u8]) -> Option<u64> {
+    let descriptor = descriptor(str::from_utf8(fdinfo).ok()?)?;
+    descriptor.writable.then_some(descriptor.mount_id)
 }
 
 /// What /proc/PID/fdinfo/FD says of an open file.
@@ -258,26 +247,6 @@ mod tests {
 
     fn dev(text: &str) -> Dev {
         Dev::parse(text).unwrap()
-    }
-
-    #[test]
-    fn a_file_open_for_writing_names_its_superblock_and_one_open_for_reading_does_not() {
-        let root = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        write(
-            "proc/self/mountinfo",
-            "31 1 8:1 / /boot/efi rw - vfat /dev/sda1 rw\n32 1 8:2 / / rw - ext4 /dev/sda2 rw\n",
-        );
-        write("proc/7/fdinfo/3", "pos:\t0\nflags:\t0100001\nmnt_id:\t31\n");
-        write("proc/7/fdinfo/4", "pos:\t0\nflags:\t0100000\nmnt_id:\t32\n");
-        assert_eq!(
-            open_for_writing(root.path(), &Processes::read(root.path())),
-            BTreeSet::from([Dev { major: 8, minor: 1 }])
-        );
     }
 
     #[test]

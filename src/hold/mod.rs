@@ -10,6 +10,7 @@
 pub mod admit;
 pub mod budget;
 pub mod callers;
+pub mod contents;
 pub mod desk;
 pub mod driver;
 pub mod end;

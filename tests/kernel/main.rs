@@ -28,6 +28,7 @@ mod reports;
 mod restored;
 mod self_protection;
 mod snapshots;
+mod truth;
 mod write_back;
 
 use std::process::ExitCode;
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         faults::FACTS,
     ];
     // what they look at is how long something takes
-    let alone: &[&[lab::Fact]] = &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS];
+    let alone: &[&[lab::Fact]] =
+        &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS, truth::FACTS];
     lab::main_of_two_kinds(together, alone)
 }

@@ -9,14 +9,22 @@ use crate::{
     proto,
 };
 
-/// Every file system that lies wholly on disks the caller names; `None`: not told.
+/// What the caller is going to snapshot.
+pub(super) struct Captured {
+    /// every file system that lies wholly on disks the caller names
+    pub whole: BTreeSet<Dev>,
+    /// disks that are not captured, of those with some that are
+    pub missing: BTreeMap<Dev, Vec<String>>,
+}
+
+/// `None`: not told.
 ///
 /// # Errors
 /// A disk that no mounted file system lies on.
-pub(super) fn captured(inputs: &Inputs<'_>) -> Result<Option<BTreeSet<Dev>>, Refusal> {
+pub(super) fn captured(inputs: &Inputs<'_>) -> Result<Option<Captured>, Refusal> {
     use proto::disk_selector::By;
     let Some(scope) = &inputs.spec.scope else { return Ok(None) };
-    let mut captured: BTreeMap<Dev, usize> = BTreeMap::new();
+    let mut captured: BTreeMap<Dev, BTreeSet<usize>> = BTreeMap::new();
     for selector in &scope.disks {
         let is = |leaf: &Leaf| match &selector.by {
             Some(By::Device(name)) => {
@@ -31,10 +39,11 @@ pub(super) fn captured(inputs: &Inputs<'_>) -> Result<Option<BTreeSet<Dev>>, Ref
         };
         let mut matched = false;
         for (dev, facts) in inputs.facts {
-            let legs = facts.leaves.iter().filter(|l| is(l)).count();
-            if legs > 0 {
+            // the same disk may be named twice
+            let legs: Vec<usize> = (0..facts.leaves.len()).filter(|leg| is(&facts.leaves[*leg])).collect();
+            if !legs.is_empty() {
                 matched = true;
-                *captured.entry(*dev).or_default() += legs;
+                captured.entry(*dev).or_default().extend(legs);
             }
         }
         if !matched {
@@ -46,10 +55,19 @@ pub(super) fn captured(inputs: &Inputs<'_>) -> Result<Option<BTreeSet<Dev>>, Ref
             .hint("`lsblk -o NAME,SERIAL,WWN` lists disks; a selector that matches nothing is never ignored"));
         }
     }
-    // a file system is in the snapshot only with every disk it lies on
-    let whole =
-        |(dev, legs): (Dev, usize)| inputs.facts.get(&dev).is_some_and(|f| legs >= f.leaves.len()).then_some(dev);
-    Ok(Some(captured.into_iter().filter_map(whole).collect()))
+    let (mut whole, mut missing) = (BTreeSet::new(), BTreeMap::new());
+    for (dev, legs) in captured {
+        // a file system is in the snapshot only with every disk it lies on
+        let leaves = inputs.facts.get(&dev).map_or(&[] as &[Leaf], |facts| &facts.leaves);
+        let left: Vec<String> =
+            (0..leaves.len()).filter(|leg| !legs.contains(leg)).map(|leg| leaves[leg].disk.name.clone()).collect();
+        if left.is_empty() {
+            whole.insert(dev);
+        } else {
+            missing.insert(dev, left);
+        }
+    }
+    Ok(Some(Captured { whole, missing }))
 }
 
 /// How the contract's command line writes this selector.

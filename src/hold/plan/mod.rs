@@ -3,6 +3,7 @@
 
 mod achieved;
 mod captured;
+pub mod policy;
 mod scope;
 
 use std::{collections::BTreeMap, path::Path};
@@ -11,7 +12,7 @@ pub use self::achieved::{Achieved, Filesystems, Required, caller_freezes, level_
 use self::scope::Scope;
 use super::{Refusal, RefusalKind, receipt::Room};
 use crate::{
-    config::{self, TransientPolicy},
+    config,
     guest::{Dev, Kind, Superblock, order, superblock},
     proto::{self, Durability, Severity, StepKind, StepOutcome},
 };
@@ -52,7 +53,6 @@ pub struct Inputs<'a> {
     /// (inner, outer)
     pub lies_on: &'a [(Dev, Dev)],
     pub filesystems: &'a config::Filesystems,
-    pub policy: TransientPolicy,
     pub spec: &'a proto::HoldSpec,
 }
 
@@ -67,6 +67,8 @@ pub struct Plan {
     /// one per file system, held or not, each with its reason
     pub steps: Vec<proto::Step>,
     pub coverage: Vec<proto::Coverage>,
+    /// what of it will be missed
+    pub lost: Vec<Lost>,
     pub problems: Vec<proto::Problem>,
     /// every file system in scope will be frozen, by whomever
     pub complete: bool,
@@ -79,6 +81,21 @@ pub struct Planned {
     /// index into the superblocks
     pub superblock: usize,
     pub freeze: bool,
+}
+
+/// A file system that will be missed: not in the snapshot, or transient and nobody said that it is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// index into the superblocks
+    pub superblock: usize,
+    /// index into the coverage
+    pub coverage: usize,
+    /// excluded by name: nobody wants to hear of it
+    pub excluded: bool,
+    /// called transient by the configuration
+    pub named: bool,
+    /// of several disks below it, those that the caller does not capture, while it does capture others
+    pub uncaptured: Vec<String>,
 }
 
 /// What happens to one file system.
@@ -140,6 +157,7 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
         plan.steps.push(step);
         if superblock.kind != Kind::Pseudo {
             plan.coverage.push(scope.coverage(superblock));
+            plan.lost.extend(scope.lost(index, superblock, plan.coverage.len() - 1, &plan.coverage));
         }
     }
     if callers {
@@ -161,7 +179,6 @@ pub fn plan(inputs: &Inputs<'_>) -> Result<Plan, Refusal> {
         Err(refusal) => plan.refusals.push(refusal),
     }
     plan.order_steps(inputs);
-    plan.at_risk(inputs, &scope);
     Ok(plan)
 }
 
@@ -169,47 +186,6 @@ impl Plan {
     fn lower(&mut self, subject: &str, why: &str, hint: &str) {
         self.complete = false;
         self.problems.push(problem(Severity::Warning, "NOT_FROZEN", subject, &format!("{subject}: {why}"), hint));
-    }
-
-    /// Says what the snapshot will not contain, or refuses if the policy wants that.
-    fn at_risk(&mut self, inputs: &Inputs<'_>, scope: &Scope<'_>) {
-        let mut refused = Vec::new();
-        for superblock in inputs.superblocks {
-            // memory file systems are never in a disk snapshot and nobody expects them to be, nor a container's own
-            // disks; configured ones are named
-            let Some(facts) = inputs.facts.get(&superblock.dev) else { continue };
-            let named = facts.evidence.iter().any(|e| e.source == "config");
-            let lost = match facts.durability {
-                Durability::Transient | Durability::Mixed => match superblock.kind {
-                    Kind::Freezable | Kind::FlushOnly | Kind::Unknown => superblock.namespace.is_none() || named,
-                    Kind::Memory => named,
-                    Kind::Remote | Kind::Stacked | Kind::Image | Kind::Pseudo => false,
-                },
-                Durability::Unspecified | Durability::Unknown | Durability::Durable => false,
-            };
-            if !lost || scope.is_excluded(superblock) {
-                continue;
-            }
-            let mount = display(superblock);
-            let message = format!(
-                "{mount} is on a transient disk ({}): {} there will not be in the snapshot",
-                facts.disk,
-                // zero is "nobody could say": no file system is that empty
-                if facts.used_bytes == 0 { "what lies".into() } else { bytes(facts.used_bytes) }
-            );
-            let hint = "move what must survive to a durable disk, or copy it before the snapshot";
-            if inputs.policy == TransientPolicy::Refuse {
-                refused.push(message);
-                continue;
-            }
-            self.problems.push(problem(Severity::Warning, "TRANSIENT_DATA", &mount, &message, hint));
-        }
-        if !refused.is_empty() {
-            self.refusals.push(
-                Refusal::new(RefusalKind::FailedPrecondition, "TRANSIENT_DATA", refused.join("; "))
-                    .hint("move it, exclude it in [filesystems], or set `policy = \"warn\"` in [transient]"),
-            );
-        }
     }
 
     /// Steps as they will run: frozen ones innermost first, then flushed ones, then what is left out and why, with

@@ -1,10 +1,14 @@
 //! What is in scope: decided for each file system from the configuration, the request, and what it is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use glob::{MatchOptions, Pattern};
 
-use super::{Fate, Inputs, Leaf, captured::captured, display};
+use super::{
+    Fate, Inputs, Leaf, Lost,
+    captured::{Captured, captured},
+    display,
+};
 use crate::{
     guest::{Dev, Kind, Superblock},
     hold::{Refusal, RefusalKind},
@@ -20,7 +24,7 @@ pub(super) struct Scope<'a> {
     narrowed: Vec<Pattern>,
     excluded: Vec<Pattern>,
     /// told which disks are captured; `None`: not told
-    captured: Option<BTreeSet<Dev>>,
+    captured: Option<Captured>,
 }
 
 impl<'a> Scope<'a> {
@@ -109,11 +113,14 @@ impl<'a> Scope<'a> {
         if !self.narrowed.is_empty() && !self.means(&self.narrowed, superblock) {
             return skip("not among the mounts the request names".into());
         }
-        if self.captured.as_ref().is_some_and(|c| !c.contains(&superblock.dev)) {
+        let captured = self.captured.as_ref().map(|captured| captured.whole.contains(&superblock.dev));
+        if captured == Some(false) {
             return skip("its disk is not in the snapshot the caller takes".into());
         }
         let facts = self.inputs.facts.get(&superblock.dev);
-        if facts.is_some_and(|f| f.durability == Durability::Transient) && !self.is_named(superblock) {
+        // told that it is captured, there is nothing left to suppose
+        let told = captured == Some(true);
+        if facts.is_some_and(|f| f.durability == Durability::Transient) && !told && !self.is_named(superblock) {
             return skip("on a transient disk: freezing it would add nothing to the snapshot".into());
         }
         if let Some(above) = &superblock.below {
@@ -171,12 +178,37 @@ impl<'a> Scope<'a> {
         }
     }
 
+    /// Whether what is there will be missed.
+    pub(super) fn lost(
+        &self,
+        index: usize,
+        superblock: &Superblock,
+        coverage: usize,
+        all: &[proto::Coverage],
+    ) -> Option<Lost> {
+        let entry = &all[coverage];
+        let gone = match entry.durability() {
+            Durability::Transient | Durability::Mixed => entry.in_snapshot() != InSnapshot::Yes,
+            Durability::Unspecified | Durability::Unknown | Durability::Durable => {
+                entry.in_snapshot() == InSnapshot::No
+            }
+        };
+        let partly = self.captured.as_ref().and_then(|captured| captured.missing.get(&superblock.dev));
+        gone.then(|| Lost {
+            superblock: index,
+            coverage,
+            excluded: self.is_excluded(superblock),
+            named: entry.evidence.iter().any(|evidence| evidence.source == "config"),
+            uncaptured: partly.cloned().unwrap_or_default(),
+        })
+    }
+
     pub(super) fn coverage(&self, superblock: &Superblock) -> proto::Coverage {
         let facts = self.inputs.facts.get(&superblock.dev).cloned().unwrap_or_default();
         let in_snapshot = match (&self.captured, superblock.kind) {
             (_, Kind::Memory | Kind::Remote) => InSnapshot::No,
             (None, _) => InSnapshot::NotTold,
-            (Some(captured), _) if captured.contains(&superblock.dev) => InSnapshot::Yes,
+            (Some(captured), _) if captured.whole.contains(&superblock.dev) => InSnapshot::Yes,
             (Some(_), _) => InSnapshot::No,
         };
         proto::Coverage {

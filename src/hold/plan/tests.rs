@@ -25,7 +25,6 @@ struct World {
     facts: BTreeMap<Dev, Facts>,
     lies_on: Vec<(Dev, Dev)>,
     filesystems: config::Filesystems,
-    policy: TransientPolicy,
     spec: proto::HoldSpec,
 }
 
@@ -36,7 +35,6 @@ impl World {
             facts: BTreeMap::new(),
             lies_on: Vec::new(),
             filesystems: config::Filesystems { include: vec![], exclude: vec![], expedite_rcu: true },
-            policy: TransientPolicy::Warn,
             spec: proto::HoldSpec::default(),
         }
     }
@@ -45,7 +43,7 @@ impl World {
         let facts = Facts {
             disk: format!("sd{minor}"),
             durability: Durability::Transient,
-            evidence: vec![proto::Evidence { source: "config".into(), value: "mounts".into() }],
+            evidence: vec![proto::Evidence { source: "config".into(), value: "mounts".into(), ..Default::default() }],
             used_bytes: 3 << 30,
             ..Facts::default()
         };
@@ -59,7 +57,6 @@ impl World {
             facts: &self.facts,
             lies_on: &self.lies_on,
             filesystems: &self.filesystems,
-            policy: self.policy,
             spec: &self.spec,
         })
     }
@@ -126,24 +123,14 @@ fn a_transient_disk_is_named_and_not_frozen_unless_something_durable_lies_on_it(
     ])
     .transient(2);
     assert_eq!(world.frozen(), ["/", "/srv"]);
-    let plan = world.plan().unwrap();
-    let said = plan.problems.iter().find(|p| p.code == "TRANSIENT_DATA").expect("said");
-    assert_eq!(said.message, "/mnt is on a transient disk (sd2): 3.0 GiB there will not be in the snapshot");
+    let lost = world.plan().unwrap().lost;
+    assert_eq!((lost.len(), lost[0].superblock, lost[0].named, lost[0].excluded), (1, 1, true, false));
     world.lies_on.push((Dev { major: 8, minor: 3 }, Dev { major: 8, minor: 2 }));
     assert_eq!(world.frozen(), ["/", "/mnt", "/srv"]);
     let plan = world.plan().unwrap();
     assert_eq!(plan.levels, vec![vec![2], vec![1], vec![0]], "inner, outer, then the root");
     let steps: Vec<&str> = plan.steps.iter().map(|s| s.name.as_str()).collect();
     assert_eq!(steps, ["fs:/srv", "fs:/mnt", "fs:/"], "steps stand in the order they run");
-}
-
-#[test]
-fn data_on_a_transient_disk_is_refused_where_the_policy_says_so() {
-    let mut world =
-        World::new(vec![superblock(1, "/", "ext4", Kind::Freezable), superblock(2, "/mnt", "ext4", Kind::Freezable)])
-            .transient(2);
-    world.policy = TransientPolicy::Refuse;
-    assert_eq!(world.plan().unwrap().refusals[0].reason, "TRANSIENT_DATA");
 }
 
 #[test]
@@ -200,4 +187,38 @@ fn a_disk_selector_that_matches_nothing_refuses_and_one_that_matches_decides_wha
     assert_eq!(told, [InSnapshot::No, InSnapshot::Yes]);
     world.spec.scope = Some(proto::SnapshotScope { disks: vec![by("vol-9")] });
     assert_eq!(world.plan().unwrap_err().reason, "DISK_NOT_FOUND");
+}
+
+#[test]
+fn a_disk_the_caller_captures_is_frozen_and_not_missed_however_transient_it_is() {
+    let mut world =
+        World::new(vec![superblock(1, "/", "ext4", Kind::Freezable), superblock(2, "/mnt", "ext4", Kind::Freezable)])
+            .transient(2);
+    for minor in [1, 2] {
+        let disk = proto::Disk { name: format!("sd{minor}"), ..Default::default() };
+        let leaf = Leaf { names: vec![format!("sd{minor}")], disk };
+        world.facts.entry(Dev { major: 8, minor }).or_default().leaves = vec![leaf];
+    }
+    let by = |name: &str| proto::DiskSelector { by: Some(proto::disk_selector::By::Device(name.into())) };
+    world.spec.scope = Some(proto::SnapshotScope { disks: vec![by("sd1"), by("sd2")] });
+    assert_eq!(world.frozen(), ["/", "/mnt"]);
+    assert_eq!(world.plan().unwrap().lost, []);
+    world.spec.scope = Some(proto::SnapshotScope { disks: vec![by("sd1")] });
+    assert_eq!(world.frozen(), ["/"]);
+    assert_eq!(world.plan().unwrap().lost.len(), 1);
+}
+
+#[test]
+fn a_file_system_of_which_one_disk_is_not_captured_says_which() {
+    let mut world = World::new(vec![superblock(1, "/data", "btrfs", Kind::Freezable)]);
+    let leaf =
+        |name: &str| Leaf { names: vec![name.into()], disk: proto::Disk { name: name.into(), ..Default::default() } };
+    let facts = Facts { leaves: vec![leaf("vdb"), leaf("vdc")], ..Facts::default() };
+    world.facts.insert(Dev { major: 8, minor: 1 }, facts);
+    let by = |name: &str| proto::DiskSelector { by: Some(proto::disk_selector::By::Device(name.into())) };
+    // named twice is not both
+    world.spec.scope = Some(proto::SnapshotScope { disks: vec![by("vdb"), by("/dev/vdb")] });
+    let plan = world.plan().unwrap();
+    assert_eq!(plan.coverage[0].in_snapshot(), InSnapshot::No);
+    assert_eq!(plan.lost[0].uncaptured, ["vdc"]);
 }

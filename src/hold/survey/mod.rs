@@ -1,13 +1,16 @@
 //! The survey: everything a hold needs to know before anybody waits. Read the guest, list the hooks, connect to the
 //! databases, make the plan, judge what can be reached. `check` stops here; a hold goes on with what it found.
 
+mod at_risk;
 mod databases;
 mod facts;
+mod storage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,6 +20,7 @@ pub use self::databases::Instance;
 use super::{
     Refusal, RefusalKind,
     admit::Caps,
+    contents::Contents,
     plan::{self, Achieved, Facts, Filesystems, Inputs, Plan, Required, caller_freezes, problem},
 };
 use crate::{
@@ -53,6 +57,8 @@ pub struct Surroundings {
     pub platform: platform::Platform,
     /// the running kernel's release
     pub kernel: String,
+    /// what was counted on disks that are in no snapshot: the one thing here that does change
+    pub contents: Arc<Contents>,
 }
 
 impl Surroundings {
@@ -62,6 +68,7 @@ impl Surroundings {
             instance: platform::Instance::read(root),
             platform: platform::Dmi::read(root).platform(),
             kernel: osinfo::read(root).kernel_release.unwrap_or_default(),
+            contents: Arc::default(),
         }
     }
 
@@ -101,6 +108,10 @@ pub struct Survey {
     pub writes_receipts: bool,
     /// held, and no receipt is written there
     pub without_receipt: BTreeSet<Dev>,
+    /// where everything lies that databases need
+    parts: Vec<at_risk::DatabasePart>,
+    /// servers that run here, held or not
+    engines: Vec<guest::databases::RunningEngine>,
 }
 
 /// What a hold must reach.
@@ -157,9 +168,11 @@ pub async fn check(
 }
 
 /// Reads once what every hold reads, so that the first one does not wait until our own program has come from the disk.
-/// Says and keeps nothing. Blocks.
-pub fn warm_up(root: &Path) {
+/// Says and keeps nothing, but has what lies on transient disks counted. Blocks.
+pub fn warm_up(settings: &Settings, surroundings: &Surroundings) {
+    let root = &surroundings.root;
     if let Ok(guest) = guest::read(root) {
+        surroundings.contents.want(at_risk::to_count_at_start(&guest, root, &settings.transient.mounts));
         let _ = guest::databases::read(root, &guest.processes);
         let _ = preflight::read(root, &guest);
     }
@@ -213,13 +226,12 @@ pub async fn survey(
     look: Look,
 ) -> Result<Survey, Refusal> {
     let guest = read_guest(&surroundings.root).await?;
-    let facts = facts::gather(&guest, &surroundings.root, &settings.transient.mounts).await;
+    let (facts, storage) = facts::gather(&guest, &surroundings.root, &settings.transient.mounts, look).await;
     let plan = plan::plan(&Inputs {
         superblocks: &guest.superblocks,
         facts: &facts,
         lies_on: &guest.lies_on,
         filesystems: &settings.filesystems,
-        policy: settings.transient.policy,
         spec,
     })?;
     let callers = caller_freezes(spec);
@@ -240,11 +252,15 @@ pub async fn survey(
         callers,
         writes_receipts: settings.receipt.enabled && !spec.rehearsal && !callers,
         without_receipt: BTreeSet::new(),
+        parts: Vec::new(),
+        engines: Vec::new(),
         guest,
         facts,
         plan,
     };
     survey.list_hooks(settings).await;
+    // looks while databases are asked
+    let looking = survey.begin_looking(settings, surroundings, look);
     match look {
         Look::Everything => survey.find_databases(settings, surroundings, spec).await,
         Look::WhileHeld => {
@@ -258,11 +274,14 @@ pub async fn survey(
             ));
         }
     }
+    survey.note_risks(looking, settings, surroundings).await;
     let file_systems = std::mem::take(&mut survey.plan.steps);
     survey.steps.extend(file_systems);
     survey.preflight(settings, surroundings, spec, look).await;
     survey.note_surroundings(settings, surroundings);
     survey.judge(settings, spec);
+    // after: none of this is why a level cannot be reached
+    survey.problems.extend(storage.problems(&survey.guest, &survey.plan.coverage));
     Ok(survey)
 }
 
@@ -364,8 +383,12 @@ impl Survey {
             let hint = "remove PrivateTmp=, ProtectSystem= and the like from its unit";
             self.problems.push(problem(Severity::Note, "OWN_MOUNT_NAMESPACE", "", message, hint));
         }
-        for mount in transient::unmatched(&self.guest.superblocks, &settings.transient.mounts) {
-            let message = format!("{} in [transient] mounts is not a mount point", mount.display());
+        let exceptions: Vec<PathBuf> = settings.transient.exceptions.iter().map(|e| e.path.clone()).collect();
+        let unmatched = |paths: &[PathBuf]| transient::unmatched(&self.guest.superblocks, paths);
+        let mounts = unmatched(&settings.transient.mounts).into_iter().map(|mount| (mount, "[transient] mounts"));
+        let exceptions = unmatched(&exceptions).into_iter().map(|mount| (mount, "a [[transient.mount]]"));
+        for (mount, place) in mounts.chain(exceptions) {
+            let message = format!("{} in {place} is not a mount point", mount.display());
             let hint = "correct it, or remove it if that disk is gone";
             self.problems.push(problem(
                 Severity::Warning,

@@ -98,7 +98,7 @@ impl Survey {
         }
         self.problems.extend(session.remarks());
         self.say_if_logs_freeze(&session, pid, surroundings).await;
-        self.note_at_risk(&target.name, &judged);
+        self.note_parts(&target.name, &judged);
         self.expected.claims.push(described.claim());
         step.detail = Some(proto::step::Detail::Database(described));
         self.steps.push(step);

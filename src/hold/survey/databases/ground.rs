@@ -1,9 +1,7 @@
 //! What the parts of databases lie on, and what that means: covered or not, at risk, a log that freezes.
 
-use std::collections::BTreeSet;
-
 use super::{
-    super::{Surroundings, Survey, TOUCH_LIMIT, in_a_thread},
+    super::{Surroundings, Survey, TOUCH_LIMIT, at_risk::DatabasePart, in_a_thread},
     coverage::{self, Ground, Judged, Part},
     identity,
 };
@@ -131,32 +129,19 @@ impl Survey {
         }
     }
 
-    /// Remembers which disks a database has a part on, in the coverage of each.
-    pub(super) fn note_at_risk(&mut self, name: &str, judged: &[Judged]) {
-        let mut devs: BTreeSet<Dev> = BTreeSet::new();
-        for dev in judged.iter().filter_map(|j| j.part.at.as_ref().ok()) {
-            devs.insert(*dev);
-            devs.extend(self.guest.disks.layers(*dev));
-        }
-        // one entry per superblock that is no pseudo file system, in this order
-        let listed = self.guest.superblocks.iter().filter(|s| s.kind != Kind::Pseudo);
-        for (superblock, entry) in listed.zip(&mut self.plan.coverage) {
-            if devs.contains(&superblock.dev) {
-                entry.at_risk.push(name.to_owned());
-            }
-        }
-    }
-
-    /// Only what is transient or will not be copied is at risk.
-    pub(super) fn mark_what_is_at_risk(&mut self) {
-        for entry in &mut self.plan.coverage {
-            let gone = match entry.durability() {
-                proto::Durability::Transient | proto::Durability::Mixed => true,
-                proto::Durability::Unspecified | proto::Durability::Unknown | proto::Durability::Durable => false,
-            };
-            if !gone && entry.in_snapshot() != proto::InSnapshot::No {
-                entry.at_risk.clear();
-            }
+    /// Remembers where a database has its parts, for what is told of disks that a snapshot lacks.
+    pub(super) fn note_parts(&mut self, name: &str, judged: &[Judged]) {
+        for part in judged {
+            let Ok(dev) = part.part.at else { continue };
+            let mut devs = vec![dev];
+            devs.extend(self.guest.disks.layers(dev));
+            self.parts.push(DatabasePart {
+                database: name.to_owned(),
+                purpose: part.part.purpose,
+                path: part.part.path.clone(),
+                after_thaw: part.part.after_thaw,
+                devs,
+            });
         }
     }
 }

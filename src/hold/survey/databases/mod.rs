@@ -45,6 +45,12 @@ pub struct Instance {
     pub covered: bool,
 }
 
+impl Instance {
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.pid
+    }
+}
+
 impl Survey {
     pub(super) async fn find_databases(
         &mut self,
@@ -78,7 +84,7 @@ impl Survey {
             self.not_held(engine, unreachable.iter().find(|u| u.pid == engine.pid));
         }
         self.leave_out_receipts(self.who_minds_receipts(&found), surroundings).await;
-        self.mark_what_is_at_risk();
+        self.engines = found.engines;
     }
 
     /// Servers that a directory among their data disturbs: PostgreSQL and MariaDB. An old MariaDB goes by MySQL's name and says
