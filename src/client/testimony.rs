@@ -173,11 +173,11 @@ fn refusal(refused: &Refused) -> Failure {
 }
 
 /// Receipts that were rewritten on this machine in this boot: what each copy was worth when the daemon found it.
-fn recalled(args: &cli::Verify) -> impl Fn(&receipt::Sector) -> Option<(Grade, String)> + use<> {
+fn recalled(args: &cli::Verify) -> impl Fn(&str, &receipt::Sector) -> Option<(Grade, String)> + use<> {
     let run = super::settings(args.config.config.as_deref()).map(|loaded| loaded.settings.paths.run).ok();
     let boot_id = Instance::read(Path::new("/")).boot_id.unwrap_or_default();
-    move |sector| {
-        let (grade, why) = restored::said_before(run.as_ref()?, sector, &boot_id)?;
+    move |mount, sector| {
+        let (grade, why) = restored::said_before(run.as_ref()?, mount, sector, &boot_id)?;
         Some((Grade::named(&grade)?, format!("when this machine was started from it: {why}")))
     }
 }
