@@ -356,8 +356,12 @@ fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage, l
     }
     match entry.durability() {
         Durability::Mixed => {
-            let (legs, are) = (legs.join(", "), if legs.len() == 1 { "is" } else { "are" });
-            needed(format!("{mount} needs {legs}, which {are} transient: the rest is worth nothing without"))
+            let which = match legs {
+                [] => "a disk that is".to_owned(),
+                [one] => format!("{one}, which is"),
+                several => format!("{}, which are", several.join(", ")),
+            };
+            needed(format!("{mount} needs {which} transient: the rest is worth nothing without"))
         }
         Durability::Unspecified | Durability::Unknown | Durability::Durable | Durability::Transient => None,
     }
