@@ -242,8 +242,9 @@ pub struct Verify {
     /// The caller's record of the hold: what `freeze --json`, `thaw --json` or `run --report` wrote
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// Roots of the file systems of the copy [default: every local file system mounted here]
-    pub dirs: Vec<PathBuf>,
+    /// The copy: roots of mounted file systems, block devices, raw images [default: this machine, restored from it]
+    #[arg(value_name = "DIR|DEVICE|IMAGE")]
+    pub paths: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

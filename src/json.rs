@@ -35,6 +35,7 @@ documents!(
     ListReportsResponse,
     Problem,
     Report,
+    Restored,
     Step,
     ThawResponse,
     WatchResponse,

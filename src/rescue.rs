@@ -27,6 +27,7 @@ use crate::{
         family::{self, Child, Doing, Identity},
         files,
         process::{self, Start, Status},
+        writeback,
     },
     warden::{
         Reason, Thawed,
@@ -372,7 +373,8 @@ fn write_state(root: &OwnedFd, released: &[u8]) -> io::Result<()> {
     let directory = openat(root, DIRECTORY, flags, Mode::empty())?;
     let flags = OFlag::O_WRONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let state = fs::File::from(openat(directory, STATE, flags, Mode::empty())?);
-    state.write_all_at(released, 0)
+    state.write_all_at(released, 0)?;
+    writeback::begin(&state, 0, 0)
 }
 
 fn run_hooks(marker: &Marker, environment: &BTreeMap<String, String>, rescued: &mut Rescued) {

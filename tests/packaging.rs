@@ -180,7 +180,10 @@ fn the_samples_of_a_snapshot_set_what_the_script_knows() {
 /// Hooks and reporters that are shipped ready-made, below `hooks/`.
 fn samples() -> Vec<PathBuf> {
     let below = |dir: &str| fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(dir)).expect("it is there");
-    let files = below("hooks").chain(below("hooks/report.d")).map(|entry| entry.expect("readable").path());
+    let files = below("hooks")
+        .chain(below("hooks/report.d"))
+        .chain(below("hooks/restored.d"))
+        .map(|entry| entry.expect("readable").path());
     files.filter(|path| path.extension().is_some_and(|e| e == "sample")).collect()
 }
 
@@ -195,10 +198,11 @@ fn every_ready_made_script_is_plain_sh_says_what_it_is_worth_and_stands_in_the_g
         assert!(Program::new("sh").arg("-n").arg(&path).status().expect("sh").success(), "{name}");
         let head: String =
             text.lines().take_while(|line| line.starts_with('#')).map(|line| format!("{line}\n")).collect();
-        let is_hook = !path.parent().is_some_and(|dir| dir.ends_with("report.d"));
-        let wanted: &[&str] = match is_hook {
-            true => &["What it does", "What the copy has", "What it does not", "Settings beside it", "Undo:"],
-            false => &["What it does", "What it does not", "settings", "undo"],
+        let dir = path.parent().and_then(Path::file_name).and_then(|dir| dir.to_str());
+        let wanted: &[&str] = match dir {
+            Some("report.d") => &["What it does", "What it does not", "settings", "undo"],
+            Some("restored.d") => &["What it does", "What it does not", "On anything but a clone it does nothing"],
+            _ => &["What it does", "What the copy has", "What it does not", "Settings beside it", "Undo:"],
         };
         for words in wanted {
             assert!(head.contains(words), "{name} does not say: {words}");

@@ -6,7 +6,10 @@ use std::fmt::Write;
 use comfy_table::{Table, presets};
 
 use super::{coverage, databases};
-use crate::proto::{self, step::Detail};
+use crate::{
+    hold::restored::sentence,
+    proto::{self, step::Detail},
+};
 
 /// Columns aligned by two spaces, one row per line, without trailing blanks.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
@@ -136,15 +139,16 @@ fn detail(step: &proto::Step) -> String {
 /// What the hold is about, one row each. What is left out because it holds nothing on a disk shares one line.
 fn steps(report: &proto::Report) -> String {
     let (rows, nothing): (Vec<_>, Vec<_>) = report.steps.iter().partition(|step| !holds_nothing(step));
-    let rows = rows.into_iter().map(|step| {
-        vec![step.name.clone(), outcome(step.outcome()).to_owned(), duration(step.took.as_ref()), detail(step)]
-    });
-    let mut out = table(&["STEP", "STATE", "TOOK", ""], rows);
+    let mut out = table(&["STEP", "STATE", "TOOK", ""], rows.into_iter().map(row));
     if !nothing.is_empty() {
         let count = nothing.len();
         let _ = writeln!(out, "and {count} {} left out: --json lists them", plural(count, "other", "others"));
     }
     out
+}
+
+fn row(step: &proto::Step) -> Vec<String> {
+    vec![step.name.clone(), outcome(step.outcome()).to_owned(), duration(step.took.as_ref()), detail(step)]
 }
 
 /// A skipped file system that is not from a block device: in memory, of the kernel's own, on the network.
@@ -304,7 +308,19 @@ pub fn status(response: &proto::GetStatusResponse) -> String {
         of("last", &response.last),
         Some(vec!["daemon".to_owned(), format!("{} (instance {})", response.version, response.instance)]),
     ];
-    table(&["", ""], rows.into_iter().flatten()).trim_start_matches('\n').to_owned()
+    let table = table(&["", ""], rows.into_iter().flatten()).trim_start_matches('\n').to_owned();
+    table + &response.restored.as_ref().map(restored).unwrap_or_default()
+}
+
+/// What was noticed when this machine was started from a copy.
+fn restored(told: &proto::Restored) -> String {
+    let mut out = format!("\n{}\n", sentence(told));
+    for (what, lines) in [("differs", &told.differences), ("receipt", &told.receipts)] {
+        for line in lines {
+            let _ = writeln!(out, "  {what}: {line}");
+        }
+    }
+    out + &table(&["STEP", "STATE", "TOOK", ""], told.steps.iter().map(row)) + &problems(&told.problems)
 }
 
 /// The sentence of `status`.

@@ -8,9 +8,11 @@ use super::{Answer, show};
 use crate::{
     cli,
     error::{Exit, Failure, reason},
+    guest::platform::Instance,
     hold::{
-        RefusalKind, receipt,
-        verify::{self, Verification},
+        RefusalKind, receipt, restored,
+        survey::Surroundings,
+        verify::{self, Grade, Host, Refused, Verification},
     },
     json,
 };
@@ -62,6 +64,9 @@ pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
     let sentence = match found.sector.state {
         receipt::State::Frozen => "frozen: a copy that says so was cut while it was held",
         receipt::State::Released => "released: a copy that says so was cut after that hold",
+        receipt::State::Restored => {
+            "restored: a machine was started from a copy cut during that hold; what was written since is not part of it"
+        }
         receipt::State::Prepared => "prepared: a copy that says so was cut before all was held",
         receipt::State::Aborted => {
             "aborted: that hold failed before all was held; a copy that says so was cut after it"
@@ -99,15 +104,18 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
             Some(record)
         }
     };
-    let roots = if args.dirs.is_empty() {
-        verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?
-    } else {
-        for dir in &args.dirs {
-            directory(dir)?;
-        }
-        args.dirs.clone()
+    let recall = recalled(args);
+    let (paths, host) = match args.paths.is_empty() {
+        true => (
+            verify::mounted().map_err(|error| Failure::io("list the mounts", &error))?,
+            Host::Restored { recall: &recall },
+        ),
+        false => (args.paths.clone(), Host::Elsewhere),
     };
-    let verification = verify::verify(&roots, record.as_ref());
+    let mut verification = verify::verify(&paths, record.as_ref(), host).map_err(|refused| refusal(&refused))?;
+    if host.is_restored() {
+        ask_servers(args, &mut verification)?;
+    }
     let exit = match verification.exit_code(record.is_some()) {
         0 => Exit::Done,
         1 => Exit::Failed,
@@ -121,14 +129,80 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
     })
 }
 
-fn lines(verification: &Verification) -> String {
-    let rows =
-        verification.filesystems.iter().map(|f| vec![f.root.display().to_string(), f.grade.to_string(), f.why.clone()]);
-    let mut table = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
-    for problem in &verification.problems {
-        table.push_str(&format!("! {}\n", problem.message));
+/// On a restored machine the databases of the receipt are asked, too.
+fn ask_servers(args: &cli::Verify, verification: &mut Verification) -> Result<(), Failure> {
+    let Some((told, prepared)) = verification.told().map(|(told, prepared)| (told.clone(), prepared)) else {
+        return Ok(());
+    };
+    if verify::servers::expected(&told).is_empty() {
+        return Ok(());
     }
-    table
+    let settings = super::settings(args.config.config.as_deref())?.settings;
+    let surroundings = Surroundings::read(Path::new("/"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::io("ask the databases", &error))?;
+    let asked = verify::servers::compare(&settings, &surroundings, &told, prepared);
+    let (compared, problems) = runtime.block_on(asked);
+    runtime.shutdown_background();
+    verification.compared(compared);
+    verification.problems.extend(problems);
+    Ok(())
+}
+
+fn refusal(refused: &Refused) -> Failure {
+    let message = format!("failed to {refused}");
+    let failure = match refused {
+        Refused::Unreadable { source, .. } => {
+            let failure = Failure::io("look", source);
+            match source.kind() {
+                std::io::ErrorKind::PermissionDenied => Failure { message, ..failure },
+                _ => Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message),
+            }
+        }
+        Refused::NoSource(_) => Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message),
+        Refused::NotRoot(_) => Failure::local(RefusalKind::PermissionDenied, reason::NOT_PERMITTED, message),
+        Refused::Wrapped { .. } => Failure::local(RefusalKind::FailedPrecondition, "NOT_A_RAW_IMAGE", message),
+        Refused::Mounted { .. } | Refused::SameBtrfs { .. } => {
+            Failure::local(RefusalKind::FailedPrecondition, "IN_USE", message)
+        }
+    };
+    failure.hint(refused.hint())
+}
+
+/// Receipts that were rewritten on this machine in this boot: what each copy was worth when the daemon found it.
+fn recalled(args: &cli::Verify) -> impl Fn(&receipt::Sector) -> Option<(Grade, String)> + use<> {
+    let run = super::settings(args.config.config.as_deref()).map(|loaded| loaded.settings.paths.run).ok();
+    let boot_id = Instance::read(Path::new("/")).boot_id.unwrap_or_default();
+    move |sector| {
+        let (grade, why) = restored::said_before(run.as_ref()?, sector, &boot_id)?;
+        Some((Grade::named(&grade)?, format!("when this machine was started from it: {why}")))
+    }
+}
+
+fn lines(verification: &Verification) -> String {
+    let rows = verification.filesystems.iter().map(|f| vec![f.name.clone(), f.grade.to_string(), f.why.clone()]);
+    let mut out = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
+    for claimed in &verification.claims {
+        let limits = match claimed.limits.is_empty() {
+            true => String::new(),
+            false => format!(" (limited by {})", claimed.limits.join(", ")),
+        };
+        let claim = verify::claims::name(claimed.claim);
+        out.push_str(&format!("{} ({}): {claim}{limits}; {}\n", claimed.name, claimed.engine, claimed.why));
+    }
+    for compared in &verification.databases {
+        out.push_str(&format!("{}\n", compared.sentence()));
+    }
+    for problem in &verification.problems {
+        out.push_str(&format!("! {}\n", problem.message));
+        if !problem.hint.is_empty() {
+            out.push_str(&format!("  hint: {}\n", problem.hint));
+        }
+    }
+    if verification.level != "none" {
+        out.push_str(&format!("level: {}: {}\n", verification.level, verification.level_why));
+    }
+    out
 }
 
 fn sentence(verification: &Verification, exit: Exit) -> String {

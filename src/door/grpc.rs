@@ -28,6 +28,8 @@ const PAGE_DEFAULT: usize = 20;
 const PAGE_MAX: usize = 128;
 /// The most one report may take of an answer; what is left is for the fields around it.
 const REPORT_MAX: usize = MESSAGE_MAX - 16 * 1024;
+/// What was noticed at the start gets this much of an answer.
+const RESTORED_MAX: usize = 128 * 1024;
 
 /// The contract over a [`Handle`]. Holds no state of any hold.
 pub struct Grpc {
@@ -100,14 +102,15 @@ impl HoldstillService for Grpc {
 
     async fn get_status(&self, _: Request<GetStatusRequest>) -> Answer<GetStatusResponse> {
         let standing = self.handle.published().standing();
-        let half = |report: &Report| fitted(report.clone(), REPORT_MAX / 2);
+        let restored = self.handle.restored(RESTORED_MAX);
+        let half = |report: &Report| fitted(report.clone(), (REPORT_MAX - RESTORED_MAX) / 2);
         Ok(Response::new(GetStatusResponse {
             phase: standing.phase.into(),
             current: standing.current.as_ref().map(half),
             last: standing.last.as_ref().map(half),
             instance: self.instance.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            restored: None,
+            restored,
         }))
     }
 

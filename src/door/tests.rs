@@ -71,7 +71,10 @@ pub(super) fn fake() -> (Handle, Fake) {
         let plan = Report { label: spec.label, ..Default::default() };
         Box::pin(async { Ok(CheckResponse { plan: Some(plan), ..Default::default() }) })
     });
-    (Handle { asks, published, planner }, Fake { asks: asked, standing, events, history, sequence: 0 })
+    (
+        Handle { asks, published, restored: crate::hold::restored::Noticed::default(), planner },
+        Fake { asks: asked, standing, events, history, sequence: 0 },
+    )
 }
 
 impl Fake {

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use super::sysfs::{BlockDevice, DeviceMapper, Identity, LoopFile, Partition};
+pub use super::sysfs::{BlockDevice, Cache, DeviceMapper, Identity, LoopFile, Partition};
 use super::{
     Dev, Kind, Superblock,
     mounts::{self, MountLine, Table},
@@ -46,6 +46,8 @@ pub struct BlockGraph {
     pub notes: Vec<Note>,
     /// superblocks that are not simply on the device of their number: btrfs, external journals and logs
     members: BTreeMap<Dev, Vec<Dev>>,
+    /// (superblock, member) that is more than a place for its files
+    roles: BTreeMap<(Dev, Dev), Role>,
     /// loop devices: the superblock their file is on
     files: BTreeMap<Dev, Dev>,
     /// overlays: the superblocks of the directories they are made of, the writable one first
@@ -76,9 +78,13 @@ pub fn read(root: &Path) -> BlockGraph {
     }
     let by_name: HashMap<String, Dev> = graph.devices.values().map(|d| (d.name.clone(), d.dev)).collect();
     let find = |name: &String| by_name.get(&name.replace('!', "/")).copied();
-    for (dev, slaves) in pending {
-        let slaves = slaves.iter().filter_map(find).collect();
-        graph.devices.get_mut(&dev).expect("inserted above").slaves = slaves;
+    for (dev, mut slaves) in pending {
+        let device = graph.devices.get_mut(&dev).expect("inserted above");
+        if let Some(cache) = &device.cache {
+            slaves.retain(|slave| !cache.devices.contains(slave));
+            slaves.extend(cache.devices.iter().filter(|_| cache.needed).cloned());
+        }
+        device.slaves = slaves.iter().filter_map(find).collect();
     }
     for fsid in sysfs::names_in(&root.join("sys/fs/btrfs")) {
         let devices: Vec<Dev> =
@@ -164,21 +170,50 @@ impl BlockGraph {
     }
 
     /// What a superblock or block device is made of, one level down, as far as writes are concerned.
-    pub(super) fn directly_below(&self, node: Node) -> Vec<Node> {
+    fn directly_below(&self, node: Node) -> Vec<Node> {
+        self.parts(node).into_iter().filter(|(role, _)| *role != Role::LowerLayer).map(|(_, node)| node).collect()
+    }
+
+    /// All that a superblock or block device is made of, one level down, and what each part is to it.
+    pub(super) fn parts(&self, node: Node) -> Vec<(Role, Node)> {
         match node {
-            Node::Superblock(dev) => match self.layers(dev).first() {
-                Some(&writable) => vec![Node::Superblock(writable)],
-                None => self.members(dev).into_iter().map(Node::Block).collect(),
+            Node::Superblock(dev) => match self.layers(dev).split_first() {
+                Some((&writable, lower)) => {
+                    let lower = lower.iter().map(|layer| (Role::LowerLayer, Node::Superblock(*layer)));
+                    std::iter::once((Role::Whole, Node::Superblock(writable))).chain(lower).collect()
+                }
+                None => {
+                    let members = self.members(dev);
+                    let several = members.len() > 1 && members.iter().all(|m| !self.roles.contains_key(&(dev, *m)));
+                    let usual = if several { Role::Device } else { Role::Whole };
+                    let role = |member| self.roles.get(&(dev, member)).copied().unwrap_or(usual);
+                    members.into_iter().map(|member| (role(member), Node::Block(member))).collect()
+                }
             },
             Node::Block(dev) => {
                 let Some(device) = self.devices.get(&dev) else { return Vec::new() };
                 if let Some(&outer) = self.files.get(&dev) {
-                    return vec![Node::Superblock(outer)];
+                    return vec![(Role::Whole, Node::Superblock(outer))];
                 }
-                let disk = device.partition.iter().map(|partition| partition.disk);
-                device.slaves.iter().copied().chain(disk).map(Node::Block).collect()
+                let cache = device.cache.iter().flat_map(|cache| &cache.devices);
+                let cache: Vec<Dev> = cache.filter_map(|name| Some(self.by_name(name)?.dev)).collect();
+                let slave = |slave: &Dev| {
+                    let role = match device.slaves.len() {
+                        1 => Role::Whole,
+                        _ if cache.contains(slave) => Role::Cache,
+                        _ => Role::Leg,
+                    };
+                    (role, Node::Block(*slave))
+                };
+                let disk = device.partition.iter().map(|partition| (Role::Whole, Node::Block(partition.disk)));
+                device.slaves.iter().map(slave).chain(disk).collect()
             }
         }
+    }
+
+    /// The links in /dev that lead to a device.
+    pub fn links<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Path> {
+        self.aliases.iter().filter(move |(_, target)| *target == name).map(|(link, _)| link.as_path())
     }
 
     /// Whether all it is made of is zram or brd.
@@ -196,6 +231,15 @@ impl BlockGraph {
     /// The label of a file system, if udev or `/dev/disk/by-label` knows it.
     pub fn label(&self, superblock: Dev) -> Option<&str> {
         self.members(superblock).iter().find_map(|dev| self.devices.get(dev)?.label.as_deref())
+    }
+
+    /// What a superblock itself says, where there is no udev to ask.
+    pub fn learn_label(&mut self, superblock: Dev, label: &str) {
+        for member in self.members(superblock) {
+            if let Some(device) = self.devices.get_mut(&member) {
+                device.label.get_or_insert_with(|| label.to_owned());
+            }
+        }
     }
 
     /// Ties superblocks to devices, loop devices to the file systems of their files, and overlays to their layers.
@@ -240,16 +284,24 @@ impl BlockGraph {
             }
             return;
         }
-        for name in ["logdev", "rtdev"] {
-            match mounts::option(&superblock.options, name).map(|source| (source, self.by_source(source))) {
-                Some((_, Some(device))) => members.push(device.dev),
+        for (name, role) in [("logdev", Role::Log), ("rtdev", Role::Realtime)] {
+            match mounts::option(&superblock.options, name)
+                .map(|source| (source, self.by_source(source).map(|device| device.dev)))
+            {
+                Some((_, Some(device))) => {
+                    members.push(device);
+                    self.roles.insert((superblock.dev, device), role);
+                }
                 Some((source, None)) => {
                     self.note(superblock.dev, format!("{name}={source} is not a block device /sys knows"));
                 }
                 None => {}
             }
         }
-        members.extend(self.journals.get(&superblock.dev));
+        if let Some(journal) = self.journals.get(&superblock.dev) {
+            members.push(*journal);
+            self.roles.insert((superblock.dev, *journal), Role::Journal);
+        }
         if members != [superblock.dev] {
             self.members.insert(superblock.dev, members);
         }
@@ -347,6 +399,23 @@ impl BlockGraph {
 pub(super) enum Node {
     Superblock(Dev),
     Block(Dev),
+}
+
+/// What one part is to what is made of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// all of it is there
+    Whole,
+    /// one of the devices of a btrfs or bcachefs
+    Device,
+    /// of a RAID, a logical volume …
+    Leg,
+    Journal,
+    Log,
+    Realtime,
+    Cache,
+    /// of an overlay: read, not written
+    LowerLayer,
 }
 
 #[cfg(test)]

@@ -11,7 +11,12 @@ use tempfile::TempDir;
 /// Unpacks one.
 pub fn fixture(name: &str) -> TempDir {
     let trees = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/guest");
-    let text = fs::read_to_string(trees.join(name).with_extension("tree")).expect("a fixture of this name");
+    unpack(&trees.join(name).with_extension("tree"))
+}
+
+/// Unpacks the one at `path`.
+pub fn unpack(path: &Path) -> TempDir {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("a fixture at {}: {error}", path.display()));
     let root = tempfile::tempdir().expect("a temporary directory");
     // The mark also separates: no line of /proc or /sys begins with it.
     for entry in text.strip_prefix("-- ").expect("starts with an entry").split("\n-- ") {

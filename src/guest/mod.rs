@@ -9,14 +9,17 @@ pub mod dirty;
 pub mod disks;
 pub mod filesystems;
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
+pub mod fstab;
 pub mod mounts;
 pub mod network;
 pub mod order;
 pub mod osinfo;
+pub mod partitions;
 pub mod platform;
 pub mod preflight;
 pub mod risk;
+pub mod signature;
 pub mod space;
 mod stock_agent;
 pub mod superblock;

@@ -99,6 +99,11 @@ fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&decode(field)).into_owned()
 }
 
+/// A word of fstab(5), which escapes as mountinfo does.
+pub(super) fn unescape(word: &str) -> String {
+    text(word.as_bytes())
+}
+
 /// Undoes the kernel's `\ooo` (space, tab, newline, backslash, and `#` in sources).
 fn decode(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());

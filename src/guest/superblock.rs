@@ -18,8 +18,15 @@ const BTRFS: usize = 0x10000;
 pub struct Raw {
     pub fs_type: &'static str,
     pub uuid: String,
+    /// empty if it has none
+    pub label: String,
     /// ext only
     pub ext: Option<Ext>,
+    /// btrfs only: something was synced since the last commit, which a mount would replay. A freeze commits, so none is
+    /// there while frozen.
+    pub log_tree: bool,
+    /// how many devices it is on; more than one with btrfs only
+    pub devices: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,17 +77,46 @@ fn ext(bytes: &[u8]) -> Option<Raw> {
         mount_count: half(0x34),
         mount_time: word(0x2c),
     };
-    Some(Raw { fs_type: if has_journal { "ext4" } else { "ext2" }, uuid: uuid(&sb[0x68..0x78]), ext: Some(ext) })
+    Some(Raw {
+        fs_type: if has_journal { "ext4" } else { "ext2" },
+        uuid: uuid(&sb[0x68..0x78]),
+        label: label(&sb[0x78..0x88]),
+        ext: Some(ext),
+        log_tree: false,
+        devices: 1,
+    })
 }
 
 fn xfs(bytes: &[u8]) -> Option<Raw> {
     let sb = bytes.get(..0x100)?;
-    (&sb[..4] == b"XFSB").then(|| Raw { fs_type: "xfs", uuid: uuid(&sb[0x20..0x30]), ext: None })
+    (&sb[..4] == b"XFSB").then(|| Raw {
+        fs_type: "xfs",
+        uuid: uuid(&sb[0x20..0x30]),
+        label: label(&sb[0x6c..0x78]),
+        ext: None,
+        log_tree: false,
+        devices: 1,
+    })
 }
 
 fn btrfs(bytes: &[u8]) -> Option<Raw> {
-    let sb = bytes.get(BTRFS..BTRFS + 0x100)?;
-    (&sb[0x40..0x48] == b"_BHRfS_M").then(|| Raw { fs_type: "btrfs", uuid: uuid(&sb[0x20..0x30]), ext: None })
+    let sb = bytes.get(BTRFS..BTRFS + 0x400)?;
+    let devices = u64::from_le_bytes(sb[0x88..0x90].try_into().expect("eight bytes"));
+    let log_tree = sb[0x60..0x68] != [0; 8];
+    (&sb[0x40..0x48] == b"_BHRfS_M").then(|| Raw {
+        fs_type: "btrfs",
+        uuid: uuid(&sb[0x20..0x30]),
+        label: label(&sb[0x12b..0x22b]),
+        ext: None,
+        log_tree,
+        devices,
+    })
+}
+
+/// Zero padded.
+fn label(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
 fn uuid(bytes: &[u8]) -> String {
@@ -101,8 +137,10 @@ mod tests {
         image[EXT + 0x5c..EXT + 0x60].copy_from_slice(&EXT_HAS_JOURNAL.to_le_bytes());
         image[EXT + 0x34] = 7;
         image[EXT + 0x68..EXT + 0x78].copy_from_slice(&[0xab; 16]);
+        image[EXT + 0x78..EXT + 0x82].copy_from_slice(b"ephemeral0");
         let raw = parse(&image).expect("ext4");
         assert_eq!((raw.fs_type, raw.uuid.as_str()), ("ext4", "abababab-abab-abab-abab-abababababab"));
+        assert_eq!(raw.label, "ephemeral0");
         let ext = raw.ext.expect("ext");
         assert_eq!((ext.needs_recovery, ext.mount_count), (false, 7));
         image[EXT + 0x60] = EXT_NEEDS_RECOVERY as u8;

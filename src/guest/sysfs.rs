@@ -24,6 +24,8 @@ pub struct BlockDevice {
     pub dm: Option<DeviceMapper>,
     /// "raid1", "linear" …
     pub md_level: Option<String>,
+    /// bcache: whether what it caches is whole without the cache; else the cache is among the slaves
+    pub cache: Option<Cache>,
     /// zram or brd: its contents live in memory
     pub memory: bool,
     pub identity: Identity,
@@ -44,6 +46,17 @@ pub struct LoopFile {
     pub path: PathBuf,
     /// unlinked since
     pub deleted: bool,
+}
+
+/// The cache of a bcache device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// "writeback", "writethrough" …; empty: could not be read
+    pub mode: String,
+    /// kernel names of the caching devices
+    pub devices: Vec<String>,
+    /// it may hold what the disk behind it does not have yet
+    pub needed: bool,
 }
 
 /// A device-mapper device's own names; `uuid` starts with `LVM-`, `CRYPT-`, `mpath-` …
@@ -101,10 +114,34 @@ pub(super) fn device(root: &Path, dev: Dev, dir: &Path) -> Option<BlockDevice> {
         loop_file,
         dm,
         md_level: line(dir.join("md/level")),
+        cache: cache(dir),
         identity,
         uuid: udev.get("ID_FS_UUID"),
         label: udev.get("ID_FS_LABEL"),
     })
+}
+
+/// `bcache/` of a bcache device is that of the disk behind it; `bcache/cache` is the set of its caches
+/// (`Documentation/admin-guide/bcache.rst`).
+fn cache(dir: &Path) -> Option<Cache> {
+    let name = dir.file_name()?.to_str()?;
+    if !is_numbered(name, &["bcache"]) {
+        return None;
+    }
+    let dir = dir.join("bcache");
+    // "[writethrough] writeback writearound none"
+    let modes = line(dir.join("cache_mode")).unwrap_or_default();
+    let mode = modes.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or("", |(mode, _)| mode);
+    let clean = line(dir.join("state")).is_some_and(|state| state == "clean" || state == "no cache");
+    let device = |(link, target): (PathBuf, String)| {
+        let of_cache = target == "bcache" && link.file_name()?.to_str()?.starts_with("cache");
+        let target = of_cache.then(|| fs::read_link(&link).ok()).flatten()?;
+        Some(target.parent()?.file_name()?.to_str()?.to_owned())
+    };
+    let mut devices: Vec<String> = links(&dir.join("cache")).into_iter().filter_map(device).collect();
+    devices.sort();
+    let needed = !(clean && matches!(mode, "writethrough" | "writearound" | "none"));
+    Some(Cache { mode: mode.to_owned(), devices, needed })
 }
 
 fn is_memory(name: &str) -> bool {
@@ -235,8 +272,12 @@ fn links(dir: &Path) -> Vec<(PathBuf, String)> {
 /// The links a file system's source may be spelt as. Only directories udev owns: others below /dev may be mount points.
 pub(super) fn aliases(root: &Path) -> BTreeMap<PathBuf, String> {
     let dev = root.join("dev");
-    let by = names_in(&dev.join("disk")).into_iter().map(|name| dev.join("disk").join(name));
-    let directories = [dev.clone(), dev.join("mapper"), dev.join("md")].into_iter().chain(by);
+    let below = |dir: PathBuf| names_in(&dir).into_iter().map(move |name| dir.join(name));
+    // Azure's are one deeper: /dev/disk/azure/local/by-index/0
+    let azure = dev.join("disk/azure");
+    let deeper = below(azure.clone()).chain(below(azure.join("local"))).chain(below(azure.join("data")));
+    let directories =
+        [dev.clone(), dev.join("mapper"), dev.join("md")].into_iter().chain(below(dev.join("disk"))).chain(deeper);
     let absolute =
         |(link, target): (PathBuf, String)| Some((Path::new("/").join(link.strip_prefix(root).ok()?), target));
     directories.flat_map(|dir| links(&dir)).filter_map(absolute).collect()

@@ -29,6 +29,7 @@ use super::{
     history,
     report::{Publisher, now, span},
     reporters::Reporters,
+    restored::{self, Noticed},
     survey::{Look, Surroundings},
     work::Work,
 };
@@ -57,6 +58,7 @@ pub struct Driver {
     said_spent: bool,
     publisher: Publisher,
     reporters: Reporters,
+    restored: Noticed,
     asks: mpsc::UnboundedReceiver<Ask>,
     warden: Option<Warden>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -86,7 +88,10 @@ impl Driver {
         let mut budget = Budget::new(settings.hold.hourly, settings.hold.interval);
         budget.seed(publisher.history().newest_first(), SystemTime::now(), clock::boottime(), settings.hold.max);
         let budget = Arc::new(Mutex::new(budget));
+        let last_hold = publisher.history().last_good().map(|report| report.id.clone()).unwrap_or_default();
+        let restored = restored::start(Arc::clone(&settings), &surroundings, published.clone(), last_hold);
         let planner = {
+            let restored = restored.clone();
             let (settings, surroundings) = (Arc::clone(&settings), Arc::clone(&surroundings));
             let (published, budget) = (published.clone(), Arc::clone(&budget));
             let planner = move |spec| -> super::PlanFuture {
@@ -96,7 +101,14 @@ impl Driver {
                     Phase::Unspecified | Phase::Idle | Phase::Preparing | Phase::Prepared => Look::Everything,
                     Phase::Quiescing | Phase::Held | Phase::Releasing => Look::WhileHeld,
                 };
-                Box::pin(async move { super::survey::check(&settings, &surroundings, spec, look, spent).await })
+                let restored = restored.clone();
+                Box::pin(async move {
+                    let mut answer = super::survey::check(&settings, &surroundings, spec, look, spent).await?;
+                    if let Some(plan) = answer.plan.as_mut() {
+                        plan.problems.extend(restored.problem());
+                    }
+                    Ok(answer)
+                })
             };
             Arc::new(planner)
         };
@@ -110,13 +122,14 @@ impl Driver {
             said_spent: false,
             publisher,
             reporters,
+            restored: restored.clone(),
             asks: inbox,
             warden: Some(warden),
             events,
             config_file,
             serving,
         };
-        (driver, Handle { asks, published, planner }, is_serving)
+        (driver, Handle { asks, published, restored, planner }, is_serving)
     }
 
     /// Acts until a shutdown was asked for, and nothing is held.
@@ -270,7 +283,9 @@ impl Driver {
             spec,
             not_before,
         );
-        let mut end = attempt(&mut desk, &mut work, &mut self.asks, &mut self.events, &self.publisher, admitted).await;
+        let settled = self.restored.settled();
+        let mut end =
+            attempt(settled, &mut desk, &mut work, &mut self.asks, &mut self.events, &self.publisher, admitted).await;
         let refusal = end.refusal.as_ref().map(|refusal| refusal.message.as_str());
         tracing::info!(hold = %id, reason = end.reason.as_str_name(), refusal, "hold ends");
 
@@ -337,6 +352,7 @@ impl Driver {
 
 /// Preparing, quiescing, held: until something ends it.
 async fn attempt(
+    settled: impl Future<Output = ()>,
     desk: &mut Desk,
     work: &mut Work<'_>,
     asks: &mut mpsc::UnboundedReceiver<Ask>,
@@ -346,7 +362,11 @@ async fn attempt(
 ) -> End {
     let limit = work.prepare_limit();
     let late = || End::prepare_timeout(limit);
-    let prepared = desk.during(work.prepare(admitted + limit), admitted + limit, late, asks, events, publisher).await;
+    let prepare = async {
+        settled.await; // receipts of earlier boots are dealt with before there are new ones
+        work.prepare(admitted + limit).await
+    };
+    let prepared = desk.during(prepare, admitted + limit, late, asks, events, publisher).await;
     publisher.edit(|r| r.prepare_took = span(admitted.elapsed()));
     if let Err(end) = prepared {
         return end;

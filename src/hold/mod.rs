@@ -20,6 +20,7 @@ pub mod receipt;
 pub mod record;
 pub mod report;
 pub mod reporters;
+pub mod restored;
 pub mod survey;
 pub mod undo;
 pub mod verify;
@@ -102,6 +103,7 @@ pub enum Ask {
 pub struct Handle {
     pub(crate) asks: mpsc::UnboundedSender<Ask>,
     pub(crate) published: report::Published,
+    pub(crate) restored: restored::Noticed,
     pub(crate) planner: Arc<dyn Fn(proto::HoldSpec) -> PlanFuture + Send + Sync>,
 }
 
@@ -178,6 +180,11 @@ impl Handle {
     /// Only a malformed spec; everything a freeze would refuse for is in the answer.
     pub async fn check(&self, spec: proto::HoldSpec) -> Result<proto::CheckResponse, Refusal> {
         (self.planner)(spec).await
+    }
+
+    /// What was noticed when the daemon started, if this machine was started from a copy; in at most `most` bytes.
+    pub fn restored(&self, most: usize) -> Option<proto::Restored> {
+        self.restored.told().map(|told| restored::fitted(told, most))
     }
 
     /// Where things stand: phase, the running hold, reports, events. Never blocks.

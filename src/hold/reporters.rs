@@ -104,7 +104,7 @@ async fn work(settings: Arc<Settings>, published: Published, notes: PathBuf, mut
     }
 }
 
-fn nobody_waits(standing: &Standing) -> bool {
+pub(super) fn nobody_waits(standing: &Standing) -> bool {
     match standing.phase {
         Phase::Unspecified | Phase::Idle | Phase::Preparing | Phase::Prepared => true,
         Phase::Quiescing | Phase::Held | Phase::Releasing => false,

@@ -6,3 +6,4 @@ pub mod hook;
 pub mod mysql;
 pub mod postgres;
 pub mod reporter;
+pub mod restored;

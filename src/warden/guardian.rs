@@ -152,6 +152,8 @@ impl Guardian<'_> {
             }
             Task::Testify { aborted } => {
                 let said = self.say(json, if aborted { Say::Aborted } else { Say::Released });
+                // whoever is told that the hold has ended may cut the next copy, and that must not say `frozen`
+                let said = said.and_then(|()| self.papers.as_ref().map_or(Ok(()), Papers::reach_the_disk));
                 self.did(seq, started, said)
             }
             Task::Freeze => {

@@ -18,7 +18,7 @@ use nix::{
 };
 
 use super::Receipt;
-use crate::sys::files;
+use crate::sys::{files, writeback};
 
 /// The directory on each file system.
 pub(crate) const DIRECTORY: &str = ".holdstill";
@@ -68,6 +68,15 @@ impl Papers {
             fill(&self.json, json)?;
         }
         fill(&self.state, state)
+    }
+
+    /// What they say now is on the disk when this returns, as far as a copy of it is concerned. No journal commit, no flush.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(super) fn reach_the_disk(&self) -> io::Result<()> {
+        writeback::through(&self.state)?;
+        writeback::through(&self.json)
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 use nix::unistd::{UnlinkatFlags, read, unlinkat};
 
 use super::entry::{Entry, State};
-use crate::sys::{family, table};
+use crate::sys::{family, table, writeback};
 
 /// Where a sentinel blocks.
 #[derive(Debug)]
@@ -50,6 +50,10 @@ pub(super) fn main(entry: Entry<'_>, bell: &OwnedFd, post: &Post) -> i32 {
     if entry.current() {
         entry.returned().store(1, SeqCst);
         entry.turn(State::Ours, State::Foreign);
+    }
+    if let Post::State(state, _) = post {
+        // in memory it would wait for half a minute, in which every copy would still say `frozen`
+        let _ = writeback::begin(state, 0, 0);
     }
     0
 }

@@ -16,7 +16,10 @@ use super::{
     entry::{Entry, State},
     marker::Marker,
 };
-use crate::sys::family::{self, Doing};
+use crate::sys::{
+    family::{self, Doing},
+    writeback,
+};
 
 /// How long guardians may take to notice that their warden is gone and to thaw.
 pub(super) const GUARDIANS: Duration = Duration::from_secs(1);
@@ -89,5 +92,8 @@ pub(super) fn testify(marker: &Marker, words: Vec<(usize, Arc<Held>, Vec<u8>)>, 
 }
 
 fn write(fd: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
-    std::fs::File::from(fd.try_clone()?).write_all_at(bytes, 0)
+    let file = std::fs::File::from(fd.try_clone()?);
+    file.write_all_at(bytes, 0)?;
+    // the next copy may be cut as soon as this is answered
+    writeback::through(&file)
 }

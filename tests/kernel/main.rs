@@ -18,6 +18,7 @@ mod grpc_rules;
 mod guest_agent;
 mod hooks;
 mod idle;
+mod images;
 mod lab_itself;
 mod lets_go;
 mod own_only;
@@ -25,8 +26,10 @@ mod private_root;
 mod ready;
 mod receipts;
 mod reports;
+mod restored;
 mod self_protection;
 mod snapshots;
+mod truth;
 mod write_back;
 
 use std::process::ExitCode;
@@ -59,12 +62,15 @@ fn main() -> ExitCode {
         ready::redis::FACTS,
         ready::sqlite::FACTS,
         receipts::FACTS,
+        images::FACTS,
         reports::FACTS,
+        restored::FACTS,
         snapshots::FACTS,
         private_root::FACTS,
         faults::FACTS,
     ];
     // what they look at is how long something takes
-    let alone: &[&[lab::Fact]] = &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS];
+    let alone: &[&[lab::Fact]] =
+        &[lets_go::FACTS, self_protection::FACTS, write_back::FACTS, idle::FACTS, truth::FACTS];
     lab::main_of_two_kinds(together, alone)
 }

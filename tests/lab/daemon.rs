@@ -132,6 +132,11 @@ impl<'lab> Setup<'lab> {
         Self::script(&self.reports_dir(), name, script);
     }
 
+    /// Adds a script for restored machines, before the daemon started.
+    pub fn restored(&self, name: &str, script: &str) {
+        Self::script(&self.run.join("restored.d"), name, script);
+    }
+
     fn script(dir: &Path, name: &str, script: &str) {
         use std::os::unix::fs::PermissionsExt;
         let path = dir.join(name);

@@ -132,6 +132,12 @@ impl Lab {
         self.mount_disk(kind, Disk::attach(image), Path::new(&at), options)
     }
 
+    /// Mounts a copy where the original was, as when a machine starts from it.
+    pub fn mount_copy_at(&self, kind: Type, image: &Path, mount: &Path) -> Fs<'_> {
+        let options = if kind == Type::Xfs { "noatime,nouuid" } else { "noatime" };
+        self.mount_disk(kind, Disk::attach(image), mount, options)
+    }
+
     fn mount_disk(&self, kind: Type, disk: Disk, mount: &Path, options: &str) -> Fs<'_> {
         fs::create_dir_all(mount).expect("the world's root is writable");
         tool(command("mount").args(["-t", kind.name(), "-o", options]).arg(&disk.device).arg(mount));

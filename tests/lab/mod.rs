@@ -15,6 +15,7 @@
 //! A fact panics to fail, and calls [`Lab::skip`] when it cannot be run here. What is noticed too late to panic (in a
 //! `Drop`) is noted with [`Lab::trouble`] and fails the fact at its end.
 
+pub mod accounts;
 pub mod adapter;
 pub mod daemon;
 pub mod database;
@@ -96,6 +97,7 @@ fn main_of(together: &[&'static [Fact]], alone: &[&'static [Fact]], side_by_side
         ["--lab-init", dir, name] => world::init(Path::new(dir), name),
         ["--lab-fact", name] => harness::run_fact(&facts, name),
         ["--lab-writer", file, progress] => writer::write_forever(Path::new(file), Path::new(progress)),
+        ["--lab-accounts", dir, progress] => accounts::keep(Path::new(dir), Path::new(progress)),
         ["--lab-ledger", engine, address, progress, sql] => {
             database::ledger::repeat_forever(engine, address, Path::new(progress), sql)
         }

@@ -115,6 +115,11 @@ impl Lab {
 }
 
 impl Writer {
+    /// Where it publishes.
+    pub fn published_at(&self) -> &Path {
+        &self.progress
+    }
+
     pub fn progress(&self) -> Progress {
         Progress::read(&self.progress)
     }

@@ -8,6 +8,7 @@ mod lab;
 
 mod anna;
 mod databases;
+mod disks;
 mod filesystems;
 mod machine;
 mod paused;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         snapshots::FACTS,
         who_thaws::FACTS,
         filesystems::FACTS,
+        disks::FACTS,
         wire::FACTS,
         transcript::FACTS,
         paused::FACTS,

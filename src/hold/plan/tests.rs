@@ -43,7 +43,7 @@ impl World {
         let facts = Facts {
             disk: format!("sd{minor}"),
             durability: Durability::Transient,
-            evidence: vec![proto::Evidence { source: "config".into(), value: "mounts".into() }],
+            evidence: vec![proto::Evidence { source: "config".into(), value: "mounts".into(), ..Default::default() }],
             used_bytes: 3 << 30,
             ..Facts::default()
         };

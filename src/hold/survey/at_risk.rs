@@ -102,7 +102,12 @@ impl Survey {
         for lost in &self.plan.lost {
             let entry = &self.plan.coverage[lost.coverage];
             let superblock = &self.guest.superblocks[lost.superblock];
-            risks.entry(superblock.dev).or_default().extend(broken_apart(lost, superblock, entry));
+            risks.entry(superblock.dev).or_default().extend(broken_apart(
+                lost,
+                superblock,
+                entry,
+                self.facts.get(&superblock.dev).map_or(&[], |facts| &facts.legs),
+            ));
         }
         if let Some(looking) = looking {
             self.add_found(looking, surroundings, &mut risks).await;
@@ -309,8 +314,8 @@ fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
 }
 
 /// Before anybody asks: disks that are transient, whatever the snapshot.
-pub(super) fn to_count_at_start(guest: &Guest, transient_mounts: &[PathBuf]) -> Vec<Place> {
-    let verdicts = transient::classify(&guest.superblocks, &guest.disks, transient_mounts);
+pub(super) fn to_count_at_start(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> Vec<Place> {
+    let verdicts = super::facts::verdicts_at_start(guest, root, transient_mounts);
     let gone = |superblock: &&Superblock| {
         verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
             transient::Durability::Transient | transient::Durability::Mixed => true,
@@ -338,7 +343,7 @@ fn counts_writers(superblock: &Superblock) -> bool {
 }
 
 /// Something durable of which a part will be missed.
-fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage) -> Option<Risk> {
+fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage, legs: &[String]) -> Option<Risk> {
     let mount = display(superblock);
     let needed = |message: String| {
         Some(Risk { level: Level::Needed, subject: mount.clone(), path: PathBuf::from(&mount), message })
@@ -351,9 +356,8 @@ fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage) -
     }
     match entry.durability() {
         Durability::Mixed => {
-            let why: Vec<String> = entry.evidence.iter().map(|e| format!("{}: {}", e.source, e.value)).collect();
-            let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
-            needed(format!("a part of what {mount} lies on is transient{why}: the rest is worth nothing without"))
+            let (legs, are) = (legs.join(", "), if legs.len() == 1 { "is" } else { "are" });
+            needed(format!("{mount} needs {legs}, which {are} transient: the rest is worth nothing without"))
         }
         Durability::Unspecified | Durability::Unknown | Durability::Durable | Durability::Transient => None,
     }

@@ -6,9 +6,18 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::{READ_LIMIT, TOUCH_LIMIT, in_a_thread};
+use super::{Look, READ_LIMIT, TOUCH_LIMIT, in_a_thread, storage::Storage};
 use crate::{
-    guest::{Dev, Guest, Kind, Superblock, space, space::Space, superblock, transient},
+    guest::{
+        Dev, Guest, Kind, Superblock,
+        cloud_init::Metadata,
+        fstab,
+        platform::Platform,
+        space,
+        space::Space,
+        superblock,
+        transient::{self, Found, Knowledge, Verdict},
+    },
     hold::{
         plan::{Facts, Leaf},
         receipt,
@@ -16,12 +25,22 @@ use crate::{
     proto,
 };
 
-/// What the plan needs to know of each superblock. What touches a device runs in a thread of its own with a limit: a
-/// dead disk costs its numbers, not the hold.
-pub(super) async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> BTreeMap<Dev, Facts> {
-    let verdicts = transient::classify(&guest.superblocks, &guest.disks, transient_mounts);
-    let touched = touch(guest, root).await;
-    let written = written_to(guest, root).await;
+/// What the plan needs to know of each superblock, and what is known of the storage as a whole. What touches a device runs
+/// in a thread of its own with a limit: a dead disk costs its numbers, not the hold.
+pub(super) async fn gather(
+    guest: &mut Guest,
+    root: &Path,
+    transient_mounts: &[PathBuf],
+    look: Look,
+) -> (BTreeMap<Dev, Facts>, Storage) {
+    let (touched, written) = tokio::join!(touch(guest, root), written_to(guest, root));
+    for (dev, (raw, _)) in &touched {
+        if let Some(raw) = raw.as_ref().filter(|raw| !raw.label.is_empty()) {
+            guest.disks.learn_label(*dev, &raw.label);
+        }
+    }
+    let guest = &*guest;
+    let storage = storage(guest, root, transient_mounts, look).await;
     let mut all = BTreeMap::new();
     for superblock in &guest.superblocks {
         let dev = superblock.dev;
@@ -38,20 +57,87 @@ pub(super) async fn gather(guest: &Guest, root: &Path, transient_mounts: &[PathB
             open_for_writing: written.as_ref().is_none_or(|devs| devs.contains(&dev)),
             ..Facts::default()
         };
-        if let Some(verdict) = verdicts.get(&dev) {
-            facts.durability = match verdict.durability {
-                transient::Durability::Unknown => proto::Durability::Unknown,
-                transient::Durability::Durable => proto::Durability::Durable,
-                transient::Durability::Transient => proto::Durability::Transient,
-                transient::Durability::Mixed => proto::Durability::Mixed,
-            };
-            let evidence =
-                |e: &transient::Evidence| proto::Evidence { source: e.source.into(), value: e.value.clone() };
-            facts.evidence = verdict.evidence.iter().map(evidence).collect();
+        if let Some(verdict) = storage.verdicts.get(&dev) {
+            facts.durability = durability(verdict.durability);
+            facts.evidence = evidence(verdict);
+            facts.legs = verdict.legs.iter().map(ToString::to_string).collect();
+            facts.evidence.extend(storage.of_platform(superblock, guest));
         }
         all.insert(dev, facts);
     }
-    all
+    (all, storage)
+}
+
+fn durability(of: transient::Durability) -> proto::Durability {
+    match of {
+        transient::Durability::Unknown => proto::Durability::Unknown,
+        transient::Durability::Durable => proto::Durability::Durable,
+        transient::Durability::Transient => proto::Durability::Transient,
+        transient::Durability::Mixed => proto::Durability::Mixed,
+    }
+}
+
+fn weight(of: transient::Weight) -> proto::EvidenceWeight {
+    match of {
+        transient::Weight::Heuristic => proto::EvidenceWeight::Heuristic,
+        transient::Weight::Metadata => proto::EvidenceWeight::Metadata,
+        transient::Weight::Label => proto::EvidenceWeight::Label,
+        transient::Weight::Identity => proto::EvidenceWeight::Identity,
+        transient::Weight::Configuration => proto::EvidenceWeight::Configuration,
+    }
+}
+
+fn evidence(verdict: &Verdict) -> Vec<proto::Evidence> {
+    let one = |item: &transient::Evidence| proto::Evidence {
+        source: item.source.into(),
+        value: item.value.clone(),
+        weight: weight(item.weight).into(),
+        says: durability(item.says).into(),
+    };
+    verdict.evidence.iter().map(one).collect()
+}
+
+/// As good as can be told while nobody waits. Blocks.
+pub(super) fn verdicts_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> BTreeMap<Dev, Verdict> {
+    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
+    let mut markers = BTreeMap::new();
+    transient::find_markers(root, &guest.superblocks, platform, |dev, found| drop(markers.insert(dev, found)));
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &markers, configured };
+    transient::classify(&guest.superblocks, &guest.disks, &knowledge)
+}
+
+/// While something is held, no file of a disk is read: what fstab and warning files say is left out then.
+async fn storage(guest: &Guest, root: &Path, configured: &[PathBuf], look: Look) -> Storage {
+    let from = root.to_owned();
+    let read = move || {
+        let entries = match look {
+            Look::Everything => fstab::read(&from),
+            Look::WhileHeld => Vec::new(),
+        };
+        (Platform::read(&from), Metadata::read(&from), entries)
+    };
+    let read = in_a_thread(READ_LIMIT, read).await;
+    let (platform, metadata, entries) = read.unwrap_or_else(|| (Platform::unknown(), Metadata::default(), Vec::new()));
+    let markers = match look {
+        Look::Everything => markers(guest, root, platform).await,
+        Look::WhileHeld => BTreeMap::new(),
+    };
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &markers, configured };
+    Storage::of(guest, &knowledge, entries)
+}
+
+/// Warning files at the roots of file systems, as far as those answered in time.
+async fn markers(guest: &Guest, root: &Path, platform: Platform) -> BTreeMap<Dev, Found> {
+    let results: Arc<Mutex<BTreeMap<Dev, Found>>> = Arc::default();
+    let (filled, root, superblocks) = (Arc::clone(&results), root.to_owned(), guest.superblocks.clone());
+    let work = move || {
+        transient::find_markers(&root, &superblocks, platform, |dev, found| {
+            filled.lock().expect("no holder panics").insert(dev, found);
+        });
+    };
+    in_a_thread(TOUCH_LIMIT, work).await;
+    let results = results.lock().expect("no holder panics");
+    results.clone()
 }
 
 /// File systems that somebody has something open on for writing; asked only where a file system that cannot be frozen

@@ -4,6 +4,7 @@
 mod at_risk;
 mod databases;
 mod facts;
+mod storage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -65,7 +66,7 @@ impl Surroundings {
         Surroundings {
             root: root.to_owned(),
             instance: platform::Instance::read(root),
-            platform: platform::Dmi::read(root).platform(),
+            platform: platform::Platform::read(root),
             kernel: osinfo::read(root).kernel_release.unwrap_or_default(),
             contents: Arc::default(),
         }
@@ -79,7 +80,7 @@ impl Surroundings {
             boot_id: text(&self.instance.boot_id),
             machine_id: text(&self.instance.machine_id),
             product_uuid: text(&self.instance.product_uuid),
-            instance_id: String::new(),
+            instance_id: text(&self.instance.instance_id),
             platform: self.platform.to_string(),
             kernel: self.kernel.clone(),
             root_disk_bytes: root.and_then(|root| root.disks.iter().map(|d| d.size_bytes).max()).unwrap_or(0),
@@ -158,6 +159,7 @@ pub async fn check(
     if look == Look::Everything {
         report.problems.extend(callers(settings, surroundings, &survey.hooks).await);
         report.problems.extend(super::reporters::problems(settings).await);
+        report.problems.extend(super::restored::problems(settings).await);
     }
     report.problems.extend(survey.refusals.iter().map(as_problem));
     let would_refuse = !survey.refusals.is_empty();
@@ -170,7 +172,7 @@ pub async fn check(
 pub fn warm_up(settings: &Settings, surroundings: &Surroundings) {
     let root = &surroundings.root;
     if let Ok(guest) = guest::read(root) {
-        surroundings.contents.want(at_risk::to_count_at_start(&guest, &settings.transient.mounts));
+        surroundings.contents.want(at_risk::to_count_at_start(&guest, root, &settings.transient.mounts));
         let _ = guest::databases::read(root, &guest.processes);
         let _ = preflight::read(root, &guest);
     }
@@ -223,8 +225,8 @@ pub async fn survey(
     spec: &proto::HoldSpec,
     look: Look,
 ) -> Result<Survey, Refusal> {
-    let guest = read_guest(&surroundings.root).await?;
-    let facts = facts::gather(&guest, &surroundings.root, &settings.transient.mounts).await;
+    let mut guest = read_guest(&surroundings.root).await?;
+    let (facts, storage) = facts::gather(&mut guest, &surroundings.root, &settings.transient.mounts, look).await;
     let plan = plan::plan(&Inputs {
         superblocks: &guest.superblocks,
         facts: &facts,
@@ -278,6 +280,8 @@ pub async fn survey(
     survey.preflight(settings, surroundings, spec, look).await;
     survey.note_surroundings(settings, surroundings);
     survey.judge(settings, spec);
+    // after: none of this is why a level cannot be reached
+    survey.problems.extend(storage.problems(&survey.guest, &survey.plan.coverage));
     Ok(survey)
 }
 

@@ -50,6 +50,10 @@ make_small_guest() {
     install -m 755 "$here/small-init" "$tree/sbin/init"
     # for a test that wants to be a program in the guest that asks over vsock; not loaded
     module vsock_loopback "$tree/lib/vsock_loopback.ko" || true
+    # for a test that wants disks that say who made them, and an array of them; in the order in which they are to be loaded
+    mkdir "$tree/lib/disks"
+    loaded=" " number=100
+    for each in virtio_scsi sd_mod raid1; do load "$each" "$tree/lib/disks"; done
     echo 'root:x:0:0:root:/root:/bin/sh' >"$tree/etc/passwd"
     echo 'root:x:0:' >"$tree/etc/group"
     printf 'NAME="lab"\nID=lab\nVERSION_ID="1"\nPRETTY_NAME="The small guest"\n' >"$tree/etc/os-release"
