@@ -478,12 +478,13 @@ mod tests {
     fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
         let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
         let mut entry = proto::Coverage::default();
-        let of = |lost: &Lost, entry: &proto::Coverage| {
-            broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry, &[])
-        };
+        let disk = superblock(Kind::Freezable, &["/data"]);
+        let legs = ["vdb".to_owned()];
+        let of = |lost: &Lost, entry: &proto::Coverage| broken_apart(lost, &disk, entry, &legs);
         assert_eq!(of(&lost, &entry), None);
         entry.set_durability(Durability::Mixed);
-        assert_eq!(of(&lost, &entry).map(|risk| risk.level), Some(Level::Needed));
+        let message = "/data needs vdb, which is transient: the rest is worth nothing without";
+        assert_eq!(of(&lost, &entry).map(|risk| (risk.level, risk.message)), Some((Level::Needed, message.into())));
         entry.set_durability(Durability::Durable);
         lost.uncaptured.push("vdc".into());
         let message = of(&lost, &entry).map(|risk| risk.message).unwrap_or_default();
