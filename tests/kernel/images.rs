@@ -161,7 +161,7 @@ fn an_image_that_is_cut_short_or_damaged_is_refused_with_a_sentence(lab: &Lab) {
         ("one byte", |bytes| bytes.truncate(1)),
         ("half a superblock", |bytes| bytes.truncate(1024 + 200)),
         ("a superblock alone", |bytes| bytes.truncate(4096)),
-        ("no group descriptors", |bytes| bytes[4096..8192].fill(0xff)),
+        ("no group descriptors", |bytes| bytes[2048..8192].fill(0xff)),
         ("an impossible block size", |bytes| bytes[1024 + 24] = 200),
         ("noise behind the superblock", |bytes| {
             bytes[8192..4 << 20]

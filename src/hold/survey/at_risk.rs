@@ -16,10 +16,8 @@ use crate::{
     config::{Settings, Stance},
     guest::{
         Dev, Guest, Kind, Superblock,
-        cloud_init::Metadata,
-        platform::Platform,
         risk::{self, Care, Found, Level, Risk, Wanted, Writer},
-        transient::{self, Knowledge},
+        transient,
         whereabouts::Whereabouts,
     },
     hold::{
@@ -316,11 +314,8 @@ fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
 }
 
 /// Before anybody asks: disks that are transient, whatever the snapshot.
-pub(super) fn to_count_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> Vec<Place> {
-    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
-    // no disk is touched for it: what only a warning file tells is counted after the first survey
-    let knowledge = Knowledge { platform, metadata: &metadata, markers: &BTreeMap::new(), configured };
-    let verdicts = transient::classify(&guest.superblocks, &guest.disks, &knowledge);
+pub(super) fn to_count_at_start(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> Vec<Place> {
+    let verdicts = super::facts::verdicts_at_start(guest, root, transient_mounts);
     let gone = |superblock: &&Superblock| {
         verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
             transient::Durability::Transient | transient::Durability::Mixed => true,

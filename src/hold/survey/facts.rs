@@ -97,6 +97,13 @@ fn evidence(verdict: &Verdict) -> Vec<proto::Evidence> {
     verdict.evidence.iter().map(one).collect()
 }
 
+/// As good as can be told without touching a disk: what only a warning file says is known after the first survey. Blocks.
+pub(super) fn verdicts_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> BTreeMap<Dev, Verdict> {
+    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &BTreeMap::new(), configured };
+    transient::classify(&guest.superblocks, &guest.disks, &knowledge)
+}
+
 /// While something is held, no file of a disk is read: what fstab and warning files say is left out then.
 async fn storage(guest: &Guest, root: &Path, configured: &[PathBuf], look: Look) -> Storage {
     let from = root.to_owned();
