@@ -478,13 +478,15 @@ mod tests {
     fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
         let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
         let mut entry = proto::Coverage::default();
-        let disk = superblock(Kind::Freezable, &["/data"]);
-        let legs = ["vdb".to_owned()];
-        let of = |lost: &Lost, entry: &proto::Coverage| broken_apart(lost, &disk, entry, &legs);
+        let legs = ["sdb (a leg of md0 (raid1))".to_owned()];
+        let of = |lost: &Lost, entry: &proto::Coverage| {
+            broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry, &legs)
+        };
         assert_eq!(of(&lost, &entry), None);
         entry.set_durability(Durability::Mixed);
-        let message = "/data needs vdb, which is transient: the rest is worth nothing without";
-        assert_eq!(of(&lost, &entry).map(|risk| (risk.level, risk.message)), Some((Level::Needed, message.into())));
+        let mixed = of(&lost, &entry).expect("a risk");
+        assert_eq!(mixed.level, Level::Needed);
+        assert!(mixed.message.starts_with("/data needs sdb (a leg of md0 (raid1)), which is transient: "));
         entry.set_durability(Durability::Durable);
         lost.uncaptured.push("vdc".into());
         let message = of(&lost, &entry).map(|risk| risk.message).unwrap_or_default();
