@@ -113,7 +113,7 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
         false => (args.paths.clone(), Host::Elsewhere),
     };
     let mut verification = verify::verify(&paths, record.as_ref(), host).map_err(|refused| refusal(&refused))?;
-    if args.paths.is_empty() {
+    if host.is_restored() {
         ask_servers(args, &mut verification)?;
     }
     let exit = match verification.exit_code(record.is_some()) {

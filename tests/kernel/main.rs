@@ -11,6 +11,7 @@ mod bad_input;
 mod claims;
 mod coexistence;
 mod conventions;
+mod coverage;
 mod faults;
 mod filesystems;
 mod grpc_rules;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         claims::FACTS,
         coexistence::FACTS,
         conventions::FACTS,
+        coverage::FACTS,
         adapters::FACTS,
         filesystems::FACTS,
         own_only::FACTS,

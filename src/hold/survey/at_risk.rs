@@ -50,7 +50,7 @@ pub(super) struct Looking {
     paths: JoinHandle<Option<()>>,
     writers: JoinHandle<Option<BTreeMap<Dev, Vec<Writer>>>>,
     /// file systems whose top directory is looked into
-    into: BTreeSet<Dev>,
+    into: BTreeMap<Dev, PathBuf>,
 }
 
 impl Survey {
@@ -69,7 +69,7 @@ impl Survey {
         if wanted.is_empty() {
             return None;
         }
-        let into = wanted.iter().filter(|wanted| wanted.home.is_some()).map(|wanted| wanted.dev).collect();
+        let into = wanted.iter().filter_map(|wanted| Some((wanted.dev, wanted.home.clone()?))).collect();
         let mut ours: Vec<(String, String, PathBuf)> = self
             .hooks
             .iter()
@@ -132,13 +132,12 @@ impl Survey {
             let hint = "see the kernel log for the disk that is stuck";
             self.problems.push(problem(Severity::Warning, "COVERAGE_INCOMPLETE", "", &message, hint));
         }
-        for dev in &looking.into {
+        for (dev, top) in &looking.into {
             // not looked into is not empty
-            let seen =
-                |risk: &Risk| matches!(risk.level, Level::NotEmpty | Level::Benign) && !risk.subject.contains(':');
-            if !found.get(dev).is_some_and(|risks| risks.iter().any(seen)) {
-                let message = "what lies there could not be looked at in time".to_owned();
-                let risk = Risk { level: Level::NotEmpty, subject: message.clone(), path: PathBuf::new(), message };
+            if !found.get(dev).is_some_and(|risks| risks.iter().any(|risk| risk.path == *top)) {
+                let message = format!("what lies in {} could not be looked at in time", top.display());
+                let risk =
+                    Risk { level: Level::NotEmpty, subject: top.display().to_string(), path: top.clone(), message };
                 risks.entry(*dev).or_default().push(risk);
             }
         }
@@ -411,4 +410,91 @@ fn fill(entry: &mut proto::Coverage, mut risks: Vec<Risk>) {
         message: risk.message,
     };
     entry.risks = risks.into_iter().map(told).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn superblock(kind: Kind, mounts: &[&str]) -> Superblock {
+        Superblock {
+            dev: Dev { major: 8, minor: 1 },
+            fs_type: "ext4".into(),
+            source: "/dev/sda1".into(),
+            options: "rw".into(),
+            kind,
+            read_only: false,
+            open_at: None,
+            mounts: mounts.iter().map(PathBuf::from).collect(),
+            namespace: None,
+            below: None,
+        }
+    }
+
+    fn care(kind: Kind, mounts: &[&str]) -> Option<Care> {
+        wanted(&superblock(kind, mounts)).map(|wanted| wanted.care)
+    }
+
+    #[test]
+    fn disks_are_looked_at_closely_memory_where_people_put_things_and_the_rest_not_at_all() {
+        assert_eq!(care(Kind::Freezable, &["/mnt"]), Some(Care::Everything));
+        assert_eq!(care(Kind::FlushOnly, &["/mnt"]), Some(Care::Everything));
+        assert_eq!(care(Kind::Freezable, &["/", "/mnt"]), Some(Care::System));
+        assert_eq!(care(Kind::Memory, &["/var/lib/mysql"]), Some(Care::State));
+        for quiet in [&["/run"][..], &["/dev/shm"], &["/tmp", "/var/tmp"], &["/run/user/0"]] {
+            assert_eq!(care(Kind::Memory, quiet), None, "{quiet:?}");
+        }
+        assert_eq!(care(Kind::Remote, &["/net"]), None);
+        let theirs = Superblock { namespace: Some(7), ..superblock(Kind::Freezable, &["/mnt"]) };
+        assert_eq!(wanted(&theirs).map(|wanted| wanted.care), Some(Care::Nothing));
+    }
+
+    fn risk(level: Level, subject: &str, path: &str) -> Risk {
+        Risk { level, subject: subject.into(), path: path.into(), message: String::new() }
+    }
+
+    #[test]
+    fn the_worst_stands_first_each_thing_once_and_only_state_and_worse_is_at_risk() {
+        let mut entry = proto::Coverage::default();
+        let mut risks = vec![
+            risk(Level::Written, "process:java", ""),
+            risk(Level::State, "docker", "/mnt/docker"),
+            risk(Level::State, "docker", "/mnt/docker"),
+            risk(Level::State, "docker", "/mnt/pools"),
+            risk(Level::Needed, "db:orders", "/mnt/wal"),
+        ];
+        risks.extend((0..100).map(|n| risk(Level::NotEmpty, "many", &n.to_string())));
+        fill(&mut entry, risks);
+        assert_eq!(entry.at_risk, ["db:orders", "docker"]);
+        let levels: Vec<RiskLevel> = entry.risks.iter().map(proto::Risk::level).collect();
+        assert_eq!(levels[..4], [RiskLevel::Needed, RiskLevel::State, RiskLevel::State, RiskLevel::Written]);
+        assert_eq!(entry.risks.len(), MOST);
+    }
+
+    #[test]
+    fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
+        let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
+        let mut entry = proto::Coverage::default();
+        let of =
+            |lost: &Lost, entry: &proto::Coverage| broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry);
+        assert_eq!(of(&lost, &entry), None);
+        entry.set_durability(Durability::Mixed);
+        assert_eq!(of(&lost, &entry).map(|risk| risk.level), Some(Level::Needed));
+        entry.set_durability(Durability::Durable);
+        lost.uncaptured.push("vdc".into());
+        let message = of(&lost, &entry).map(|risk| risk.message).unwrap_or_default();
+        assert_eq!(
+            message,
+            "/data lies on vdc, too, which the caller does not capture: the rest is worth nothing without"
+        );
+    }
+
+    #[test]
+    fn a_server_nobody_holds_is_told_by_all_its_processes_have_open() {
+        let unheld = BTreeMap::from([(7, (7, "redis".to_owned())), (8, (7, "redis".to_owned()))]);
+        let writers = [(7, 1), (8, 2), (9, 5)].map(|(pid, files)| Writer { pid, files });
+        let risks = of_servers(&writers, &unheld);
+        assert_eq!((risks.len(), risks[0].level), (1, Level::Database));
+        assert_eq!(risks[0].message, "redis (pid 7) has 3 files open for writing");
+    }
 }

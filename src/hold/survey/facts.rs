@@ -28,13 +28,19 @@ use crate::{
 /// What the plan needs to know of each superblock, and what is known of the storage as a whole. What touches a device runs
 /// in a thread of its own with a limit: a dead disk costs its numbers, not the hold.
 pub(super) async fn gather(
-    guest: &Guest,
+    guest: &mut Guest,
     root: &Path,
     transient_mounts: &[PathBuf],
     look: Look,
 ) -> (BTreeMap<Dev, Facts>, Storage) {
-    let (storage, touched, written) =
-        tokio::join!(storage(guest, root, transient_mounts, look), touch(guest, root), written_to(guest, root));
+    let (touched, written) = tokio::join!(touch(guest, root), written_to(guest, root));
+    for (dev, (raw, _)) in &touched {
+        if let Some(raw) = raw.as_ref().filter(|raw| !raw.label.is_empty()) {
+            guest.disks.learn_label(*dev, &raw.label);
+        }
+    }
+    let guest = &*guest;
+    let storage = storage(guest, root, transient_mounts, look).await;
     let mut all = BTreeMap::new();
     for superblock in &guest.superblocks {
         let dev = superblock.dev;
@@ -176,9 +182,12 @@ fn disk_name(guest: &Guest, superblock: &Superblock) -> String {
 
 fn leaves(guest: &Guest, superblock: Dev) -> Vec<Leaf> {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    guest
-        .disks
-        .leaves(superblock)
+    let mut leaves = guest.disks.leaves(superblock);
+    if !leaves.iter().any(|dev| guest.disks.devices.contains_key(dev)) {
+        // a loop device over a file in memory: nothing further down can be named
+        leaves = guest.disks.blocks_below(superblock).into_iter().collect();
+    }
+    leaves
         .into_iter()
         .filter_map(|dev| {
             let device = guest.disks.devices.get(&dev)?;

@@ -225,8 +225,8 @@ pub async fn survey(
     spec: &proto::HoldSpec,
     look: Look,
 ) -> Result<Survey, Refusal> {
-    let guest = read_guest(&surroundings.root).await?;
-    let (facts, storage) = facts::gather(&guest, &surroundings.root, &settings.transient.mounts, look).await;
+    let mut guest = read_guest(&surroundings.root).await?;
+    let (facts, storage) = facts::gather(&mut guest, &surroundings.root, &settings.transient.mounts, look).await;
     let plan = plan::plan(&Inputs {
         superblocks: &guest.superblocks,
         facts: &facts,

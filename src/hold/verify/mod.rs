@@ -80,6 +80,12 @@ pub enum Host<'a> {
     Restored { recall: &'a dyn Fn(&Sector) -> Option<(Grade, String)> },
 }
 
+impl Host<'_> {
+    pub fn is_restored(self) -> bool {
+        matches!(self, Host::Restored { .. })
+    }
+}
+
 /// What all presented copies prove together.
 #[derive(Debug)]
 pub struct Verification {
@@ -187,7 +193,7 @@ pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host<'_>)
         places.iter().map(|place| present(place, record, host, &mut problems)).collect();
     if filesystems.iter().any(|f| f.found.is_some()) {
         for fs in filesystems.iter_mut().filter(|f| f.found.is_none() && !f.unreadable) {
-            fs.graded = fs.partition.is_none() && matches!(host, Host::Elsewhere);
+            fs.graded = fs.partition.is_none() && !host.is_restored();
         }
     }
     let hold_id = together::one_hold(&filesystems, &mut problems);
