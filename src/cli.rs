@@ -224,6 +224,9 @@ pub struct History {
     /// How many to list
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(i32).range(1..=128))]
     pub limit: i32,
+    /// Draw that hold as SVG, into FILE or to stdout
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-", requires = "id")]
+    pub svg: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -233,6 +236,12 @@ pub struct Receipt {
     /// Root of a file system, live or a mounted copy
     #[arg(default_value = "/")]
     pub dir: PathBuf,
+    /// Draw the hold as SVG, into FILE or to stdout
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub svg: Option<PathBuf>,
+    /// Show a report that was saved in place of a receipt: what `thaw --json`, `history ID --json` or `run --report` wrote
+    #[arg(long, value_name = "FILE", conflicts_with = "dir")]
+    pub report: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -338,3 +338,27 @@ fn hooks_are_added_and_removed_without_a_daemon() {
     assert_eq!(code(&bare(&["hooks", "--config", file, "remove", "10-a"])), 0);
     assert_eq!(code(&bare(&["hooks", "--config", file, "remove", "10-a"])), 4);
 }
+
+#[test]
+fn a_saved_report_is_drawn_into_a_file_or_to_stdout_and_told_without() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mut saved = report(proto::Verdict::Unbroken);
+    saved.id = "nightly".into();
+    saved.prepare_took = Some(prost_types::Duration { seconds: 20, nanos: 0 });
+    saved.steps.push(filesystem("/srv\u{1b}[2J<script>", (7, 9), proto::StepOutcome::Undone));
+    let text = serde_json::json!({"report": holdstill::json::to_json(&saved)}).to_string();
+    fs::write(path("report.json"), text).expect("write");
+    let told = bare(&["receipt", "--report", &path("report.json")]);
+    assert_eq!(code(&told), 0, "{}", err(&told));
+    let drawn = bare(&["receipt", "--report", &path("report.json"), "--svg"]);
+    assert!(out(&drawn).starts_with("<svg ") && !out(&drawn).contains("<script") && !out(&drawn).contains('\u{1b}'));
+    let file = bare(&["receipt", "--report", &path("report.json"), "--svg", &path("hold.svg")]);
+    assert_eq!((code(&file), out(&file).contains("drew the hold nightly")), (0, true), "{}", err(&file));
+    assert_eq!(fs::read_to_string(path("hold.svg")).expect("there").trim(), out(&drawn).trim());
+    let one = bare(&["--json", "receipt", "--report", &path("report.json"), "--svg"]);
+    assert!(document(&one)["svg"].as_str().is_some_and(|svg| svg.starts_with("<svg ")));
+    let wrong = bare(&["receipt", "--report", &path("report.json"), "--svg", dir.path().to_str().expect("UTF-8")]);
+    assert_eq!((code(&wrong), err(&wrong).contains("it is a directory")), (2, true), "{}", err(&wrong));
+    assert_eq!(code(&bare(&["history", "--svg"])), 2, "of which hold?");
+}

@@ -13,6 +13,7 @@ mod coverage;
 mod databases;
 pub mod hooks;
 pub mod live;
+pub mod picture;
 mod remote;
 mod roles;
 pub mod show;
@@ -299,7 +300,10 @@ pub async fn history(daemon: &Daemon, args: &cli::History) -> Result<Answer, Fai
         let request = proto::GetReportRequest { id: id.clone() };
         let response = connect::within(LOOK_PATIENCE, client.get_report(request)).await?;
         let report = response.report.clone().unwrap_or_default();
-        let table = show::steps_and_gaps(&report);
+        if let Some(file) = &args.svg {
+            return picture::drawn(&report, file);
+        }
+        let table = show::steps_and_gaps(&report) + &picture::here(&report);
         return Ok(Answer {
             document: json::to_json(&response),
             table,

@@ -152,7 +152,7 @@ fn row(step: &proto::Step) -> Vec<String> {
 }
 
 /// A skipped file system that is not from a block device: in memory, of the kernel's own, on the network.
-fn holds_nothing(step: &proto::Step) -> bool {
+pub fn holds_nothing(step: &proto::Step) -> bool {
     match &step.detail {
         Some(Detail::Filesystem(fs)) => {
             step.outcome() == proto::StepOutcome::Skipped && fs.major == 0 && fs.r#type != "btrfs"

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value as Json, json};
 
-use super::{Answer, show};
+use super::{Answer, picture, show};
 use crate::{
     cli,
     error::{Exit, Failure, reason},
@@ -14,7 +14,7 @@ use crate::{
         survey::Surroundings,
         verify::{self, Grade, Host, Refused, Verification},
     },
-    json,
+    json, proto,
 };
 
 /// `receipt [DIR]`: exit 0 if there is one, 1 if not, 3 if it cannot be believed.
@@ -22,6 +22,9 @@ use crate::{
 /// # Errors
 /// `DIR` is not a directory that can be read.
 pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
+    if let Some(file) = &args.report {
+        return report(args, file);
+    }
     let root = directory(&args.dir)?;
     let found = match receipt::read(root) {
         Ok(Some(found)) => found,
@@ -58,8 +61,19 @@ pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
     for (key, value) in rows {
         table.push_str(&format!("{key:<13}{value}\n"));
     }
-    if let Ok(report) = json::from_json::<crate::proto::Report>(report) {
+    let report = json::from_json::<proto::Report>(report);
+    if let Some(svg) = &args.svg {
+        let report = report.map_err(|error| {
+            let message = format!("failed to draw the receipt on {}: {error}", root.display());
+            Failure::local(RefusalKind::FailedPrecondition, "RECEIPT_UNREADABLE", message).exiting(Exit::Broken)
+        })?;
+        return picture::drawn(&report, svg);
+    }
+    if let Ok(report) = report {
         table.push_str(&show::steps_and_gaps(&report));
+        table.push_str(&picture::here(&report));
+        // the disk may be anybody's, and a terminal obeys
+        table.retain(|c| c == '\n' || !c.is_control());
     }
     let sentence = match found.sector.state {
         receipt::State::Frozen => "frozen: a copy that says so was cut while it was held",
@@ -87,23 +101,36 @@ pub fn receipt(args: &cli::Receipt) -> Result<Answer, Failure> {
     })
 }
 
+/// `receipt --report FILE`: a report that was saved, told as `history ID` tells one.
+fn report(args: &cli::Receipt, file: &Path) -> Result<Answer, Failure> {
+    let report = saved(file)?;
+    if let Some(svg) = &args.svg {
+        return picture::drawn(&report, svg);
+    }
+    Ok(Answer {
+        document: json!({"report": json::to_json(&report)}),
+        table: show::steps_and_gaps(&report) + &picture::here(&report),
+        sentence: show::ended(&report),
+        exit: Exit::Done,
+    })
+}
+
+/// A hold's report as somebody saved it.
+fn saved(path: &Path) -> Result<proto::Report, Failure> {
+    let text = fs::read_to_string(path)
+        .map_err(|error| Failure::io(format!("read the hold record {}", path.display()), &error))?;
+    json::record(&text).map_err(|error| {
+        let message = format!("failed to use {}: {error}", path.display());
+        Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message)
+    })
+}
+
 /// `verify [DIR…] [--record FILE]`: exit 0, 1 or 3 as the contract says.
 ///
 /// # Errors
 /// A directory or the record cannot be read.
 pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
-    let record = match &args.record {
-        None => None,
-        Some(path) => {
-            let text = fs::read_to_string(path)
-                .map_err(|error| Failure::io(format!("read the hold record {}", path.display()), &error))?;
-            let record = json::record(&text).map_err(|error| {
-                let message = format!("failed to use {}: {error}", path.display());
-                Failure::local(RefusalKind::InvalidArgument, reason::MALFORMED, message)
-            })?;
-            Some(record)
-        }
-    };
+    let record = args.record.as_deref().map(saved).transpose()?;
     let recall = recalled(args);
     let (paths, host) = match args.paths.is_empty() {
         true => (
@@ -170,11 +197,11 @@ fn refusal(refused: &Refused) -> Failure {
 }
 
 /// Receipts that were rewritten on this machine in this boot: what each copy was worth when the daemon found it.
-fn recalled(args: &cli::Verify) -> impl Fn(&receipt::Sector) -> Option<(Grade, String)> + use<> {
+fn recalled(args: &cli::Verify) -> impl Fn(&str, &receipt::Sector) -> Option<(Grade, String)> + use<> {
     let run = super::settings(args.config.config.as_deref()).map(|loaded| loaded.settings.paths.run).ok();
     let boot_id = Instance::read(Path::new("/")).boot_id.unwrap_or_default();
-    move |sector| {
-        let (grade, why) = restored::said_before(run.as_ref()?, sector, &boot_id)?;
+    move |mount, sector| {
+        let (grade, why) = restored::said_before(run.as_ref()?, mount, sector, &boot_id)?;
         Some((Grade::named(&grade)?, format!("when this machine was started from it: {why}")))
     }
 }

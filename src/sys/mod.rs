@@ -17,5 +17,6 @@ pub mod process;
 pub mod run_child;
 pub mod sockets;
 pub mod table;
+pub mod terminal;
 pub mod view;
 pub mod writeback;

@@ -22,6 +22,7 @@ mod images;
 mod lab_itself;
 mod lets_go;
 mod own_only;
+mod pictures;
 mod private_root;
 mod ready;
 mod receipts;
@@ -63,6 +64,7 @@ fn main() -> ExitCode {
         ready::sqlite::FACTS,
         receipts::FACTS,
         images::FACTS,
+        pictures::FACTS,
         reports::FACTS,
         restored::FACTS,
         snapshots::FACTS,

@@ -126,7 +126,8 @@ impl Found {
 
     fn add(&self, found: Vec<(Dev, Risk)>) {
         let mut counts: BTreeMap<Dev, usize> = BTreeMap::new();
-        let (mut shown, mut more): (Vec<_>, BTreeMap<(Dev, Level), (usize, String)>) = (Vec::new(), BTreeMap::new());
+        let mut shown = Vec::new();
+        let mut more: BTreeMap<(Dev, Level), (usize, String)> = BTreeMap::new();
         for (dev, risk) in found {
             let count = counts.entry(dev).or_default();
             *count += 1;
@@ -167,7 +168,7 @@ pub fn look(root: &Path, wanted: &[Wanted], ours: &[(String, String, PathBuf)], 
     let walk = Walk::new(root, &table);
     let aim = Aim { wanted: wanted.iter().map(|wanted| (wanted.dev, wanted)).collect() };
     let swaps = RefCell::default();
-    let stages: [(&'static str, &dyn Fn() -> Vec<(Dev, Risk)>); 7] = [
+    let stages: [(&'static str, Stage<'_>); 7] = [
         ("the mount table", &|| reached::binds(&lines, &table, &aim)),
         ("holdstill's own files", &|| own(&walk, &aim, ours)),
         ("swap areas", &|| {
@@ -195,6 +196,8 @@ pub fn look(root: &Path, wanted: &[Wanted], ours: &[(String, String, PathBuf)], 
     }
     found.all_was_seen();
 }
+
+type Stage<'a> = &'a dyn Fn() -> Vec<(Dev, Risk)>;
 
 /// Hooks, and where reports are kept.
 fn own(walk: &Walk<'_>, aim: &Aim<'_>, ours: &[(String, String, PathBuf)]) -> Vec<(Dev, Risk)> {

@@ -27,7 +27,6 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
-pub use self::notes::testimony;
 use self::{
     judge::{Finding, Paper, Seen},
     notes::Testimony,
@@ -420,9 +419,15 @@ async fn list(dir: &Path) -> Option<step::Listing> {
     survey::in_a_thread(survey::READ_LIMIT, move || step::list(&dir)).await
 }
 
-/// For `verify`: what each receipt that says `restored` said before, if that was on this machine in this boot.
-pub fn said_before(run: &Path, sector: &super::receipt::Sector, boot_id: &str) -> Option<(String, String)> {
-    (sector.state == State::Restored && sector.boot_id == boot_id).then(|| testimony(run, sector))?
+/// For `verify`: what the receipt at `mount` said before it was rewritten, if that was on this machine in this boot. A copy of
+/// it that is mounted elsewhere says the same, and is not it.
+pub fn said_before(
+    run: &Path,
+    mount: &str,
+    sector: &super::receipt::Sector,
+    boot_id: &str,
+) -> Option<(String, String)> {
+    (sector.state == State::Restored && sector.boot_id == boot_id).then(|| notes::testimony(run, mount, sector))?
 }
 
 #[cfg(test)]

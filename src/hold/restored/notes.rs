@@ -95,11 +95,12 @@ pub fn keep_for_this_boot(run: &Path, restored: &proto::Restored, said: &[Testim
     write(&run.join(RESTORED), &json!({"format": 1, "restored": json::to_json(restored), "receipts": receipts}))
 }
 
-/// What the receipt said that `sector` was rewritten from, if that was done on this machine in this boot.
-pub fn testimony(run: &Path, sector: &Sector) -> Option<(String, String)> {
+/// What the receipt at `mount` said that `sector` was rewritten from, if that was done on this machine in this boot.
+pub fn testimony(run: &Path, mount: &str, sector: &Sector) -> Option<(String, String)> {
     let page = read(&run.join(RESTORED))?;
     let mine = |receipt: &&Value| {
-        receipt["hold_id"] == sector.hold_id.as_str()
+        receipt["mount"] == mount
+            && receipt["hold_id"] == sector.hold_id.as_str()
             && receipt["uuid"] == sector.fs_uuid.as_str()
             && receipt["state"] == "frozen"
     };
@@ -204,9 +205,10 @@ mod tests {
             boot_id: "b2".into(),
             prepared: 1,
         };
-        let kept = testimony(run.path(), &sector("u")).expect("it was noted");
+        let kept = testimony(run.path(), "/", &sector("u")).expect("it was noted");
         assert_eq!(kept.0, "consistent-with-hold");
-        assert!(testimony(run.path(), &sector("v")).is_none());
+        assert!(testimony(run.path(), "/", &sector("v")).is_none());
+        assert!(testimony(run.path(), "/mnt/copy", &sector("u")).is_none(), "a copy of it, mounted elsewhere");
         fs::write(run.path().join(RESTORED), "{").unwrap();
         assert!(of_this_boot(run.path()).is_none());
     }

@@ -16,10 +16,8 @@ use crate::{
     config::{Settings, Stance},
     guest::{
         Dev, Guest, Kind, Superblock,
-        cloud_init::Metadata,
-        platform::Platform,
         risk::{self, Care, Found, Level, Risk, Wanted, Writer},
-        transient::{self, Knowledge},
+        transient,
         whereabouts::Whereabouts,
     },
     hold::{
@@ -104,7 +102,12 @@ impl Survey {
         for lost in &self.plan.lost {
             let entry = &self.plan.coverage[lost.coverage];
             let superblock = &self.guest.superblocks[lost.superblock];
-            risks.entry(superblock.dev).or_default().extend(broken_apart(lost, superblock, entry));
+            risks.entry(superblock.dev).or_default().extend(broken_apart(
+                lost,
+                superblock,
+                entry,
+                self.facts.get(&superblock.dev).map_or(&[], |facts| &facts.legs),
+            ));
         }
         if let Some(looking) = looking {
             self.add_found(looking, surroundings, &mut risks).await;
@@ -311,11 +314,8 @@ fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
 }
 
 /// Before anybody asks: disks that are transient, whatever the snapshot.
-pub(super) fn to_count_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> Vec<Place> {
-    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
-    // no disk is touched for it: what only a warning file tells is counted after the first survey
-    let knowledge = Knowledge { platform, metadata: &metadata, markers: &BTreeMap::new(), configured };
-    let verdicts = transient::classify(&guest.superblocks, &guest.disks, &knowledge);
+pub(super) fn to_count_at_start(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> Vec<Place> {
+    let verdicts = super::facts::verdicts_at_start(guest, root, transient_mounts);
     let gone = |superblock: &&Superblock| {
         verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
             transient::Durability::Transient | transient::Durability::Mixed => true,
@@ -343,7 +343,7 @@ fn counts_writers(superblock: &Superblock) -> bool {
 }
 
 /// Something durable of which a part will be missed.
-fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage) -> Option<Risk> {
+fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage, legs: &[String]) -> Option<Risk> {
     let mount = display(superblock);
     let needed = |message: String| {
         Some(Risk { level: Level::Needed, subject: mount.clone(), path: PathBuf::from(&mount), message })
@@ -356,9 +356,8 @@ fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage) -
     }
     match entry.durability() {
         Durability::Mixed => {
-            let why: Vec<String> = entry.evidence.iter().map(|e| format!("{}: {}", e.source, e.value)).collect();
-            let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
-            needed(format!("a part of what {mount} lies on is transient{why}: the rest is worth nothing without"))
+            let (legs, are) = (legs.join(", "), if legs.len() == 1 { "is" } else { "are" });
+            needed(format!("{mount} needs {legs}, which {are} transient: the rest is worth nothing without"))
         }
         Durability::Unspecified | Durability::Unknown | Durability::Durable | Durability::Transient => None,
     }
@@ -475,8 +474,9 @@ mod tests {
     fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
         let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
         let mut entry = proto::Coverage::default();
-        let of =
-            |lost: &Lost, entry: &proto::Coverage| broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry);
+        let of = |lost: &Lost, entry: &proto::Coverage| {
+            broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry, &[])
+        };
         assert_eq!(of(&lost, &entry), None);
         entry.set_durability(Durability::Mixed);
         assert_eq!(of(&lost, &entry).map(|risk| risk.level), Some(Level::Needed));

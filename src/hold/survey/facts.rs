@@ -60,6 +60,7 @@ pub(super) async fn gather(
         if let Some(verdict) = storage.verdicts.get(&dev) {
             facts.durability = durability(verdict.durability);
             facts.evidence = evidence(verdict);
+            facts.legs = verdict.legs.iter().map(ToString::to_string).collect();
             facts.evidence.extend(storage.of_platform(superblock, guest));
         }
         all.insert(dev, facts);
@@ -94,6 +95,15 @@ fn evidence(verdict: &Verdict) -> Vec<proto::Evidence> {
         says: durability(item.says).into(),
     };
     verdict.evidence.iter().map(one).collect()
+}
+
+/// As good as can be told while nobody waits. Blocks.
+pub(super) fn verdicts_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> BTreeMap<Dev, Verdict> {
+    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
+    let mut markers = BTreeMap::new();
+    transient::find_markers(root, &guest.superblocks, platform, |dev, found| drop(markers.insert(dev, found)));
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &markers, configured };
+    transient::classify(&guest.superblocks, &guest.disks, &knowledge)
 }
 
 /// While something is held, no file of a disk is read: what fstab and warning files say is left out then.

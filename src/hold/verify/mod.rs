@@ -76,8 +76,9 @@ impl Presented {
 pub enum Host<'a> {
     /// on a machine that is not the copy: what is mounted here says nothing
     Elsewhere,
-    /// the file systems of this machine are the copies; `recall` knows what one that was rewritten here since said before
-    Restored { recall: &'a dyn Fn(&Sector) -> Option<(Grade, String)> },
+    /// the file systems of this machine are the copies; `recall` knows, by its mount point, what one that was rewritten here
+    /// since said before
+    Restored { recall: &'a dyn Fn(&str, &Sector) -> Option<(Grade, String)> },
 }
 
 impl Host<'_> {
@@ -283,7 +284,7 @@ fn present(
     let (mut grade, mut why) =
         grade::grade(found.sector.state, opened.raw.as_ref(), opened.usage, &found.record["filesystem"]);
     if let Host::Restored { recall } = host
-        && let Some(before) = recall(&found.sector)
+        && let Some(before) = recall(&name, &found.sector)
     {
         (grade, why) = before;
     }

@@ -147,6 +147,7 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -l endpoint -
 complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
 complete -c holdstill -n "__fish_holdstill_using_subcommand watch" -s h -l help -d 'Print help'
 complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l limit -d 'How many to list' -r
+complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l svg -d 'Draw that hold as SVG, into FILE or to stdout' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand history" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
@@ -209,6 +210,8 @@ complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_se
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "test" -d 'Run `freeze` then `thaw` of one hook, or of all in order, holding nothing else'
 complete -c holdstill -n "__fish_holdstill_using_subcommand hooks; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l config -d 'Read this configuration file alone' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l svg -d 'Draw the hold as SVG, into FILE or to stdout' -r -F
+complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l report -d 'Show a report that was saved in place of a receipt: what `thaw --json`, `history ID --json` or `run --report` wrote' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l socket -d 'The daemon\'s socket, or HOLDSTILL_SOCKET [default: `[listen] unix` of the configuration]' -r -F
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l endpoint -d 'A daemon elsewhere, or HOLDSTILL_ENDPOINT: vsock:CID:PORT a guest of this host; vsock:/PATH:PORT a guest whose vsock device has this socket (firecracker, cloud-hypervisor, vhost-device-vsock); unix:/PATH' -r
 complete -c holdstill -n "__fish_holdstill_using_subcommand receipt" -l json -d 'Print exactly one JSON document on stdout; text for people goes to stderr'
