@@ -81,12 +81,9 @@ impl Noticed {
     /// What `check` says of it.
     pub fn problem(&self) -> Option<proto::Problem> {
         let told = self.told()?;
-        let severity = match told.kind() {
-            RestoredKind::Reverted | RestoredKind::Clone => Severity::Warning,
-            RestoredKind::Unspecified | RestoredKind::Crashed | RestoredKind::Attached => Severity::Note,
-        };
+        // no reservation: what can be held is not less for it
         Some(problem(
-            severity,
+            Severity::Note,
             "RESTORED",
             "",
             &sentence(&told),
