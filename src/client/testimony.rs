@@ -11,6 +11,7 @@ use crate::{
     guest::platform::Instance,
     hold::{
         RefusalKind, receipt, restored,
+        survey::Surroundings,
         verify::{self, Grade, Host, Refused, Verification},
     },
     json, proto,
@@ -138,7 +139,10 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
         ),
         false => (args.paths.clone(), Host::Elsewhere),
     };
-    let verification = verify::verify(&paths, record.as_ref(), host).map_err(|refused| refusal(&refused))?;
+    let mut verification = verify::verify(&paths, record.as_ref(), host).map_err(|refused| refusal(&refused))?;
+    if host.is_restored() {
+        ask_servers(args, &mut verification)?;
+    }
     let exit = match verification.exit_code(record.is_some()) {
         0 => Exit::Done,
         1 => Exit::Failed,
@@ -150,6 +154,26 @@ pub fn verify(args: &cli::Verify) -> Result<Answer, Failure> {
         sentence: sentence(&verification, exit),
         exit,
     })
+}
+
+/// On a restored machine the databases of the receipt are asked, too.
+fn ask_servers(args: &cli::Verify, verification: &mut Verification) -> Result<(), Failure> {
+    let Some((told, prepared)) = verification.told().map(|(told, prepared)| (told.clone(), prepared)) else {
+        return Ok(());
+    };
+    if verify::servers::expected(&told).is_empty() {
+        return Ok(());
+    }
+    let settings = super::settings(args.config.config.as_deref())?.settings;
+    let surroundings = Surroundings::read(Path::new("/"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::io("ask the databases", &error))?;
+    let asked = verify::servers::compare(&settings, &surroundings, &told, prepared);
+    let (compared, problems) = runtime.block_on(asked);
+    runtime.shutdown_background();
+    verification.compared(compared);
+    verification.problems.extend(problems);
+    Ok(())
 }
 
 fn refusal(refused: &Refused) -> Failure {

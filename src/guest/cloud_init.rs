@@ -28,7 +28,8 @@ pub fn cloud_id(root: &Path) -> Option<String> {
     word(&root.join("run/cloud-init/cloud-id"))
 }
 
-/// The platform's name for this instance: this boot's, or, where cloud-init did not run in this boot, the last it saw.
+/// The platform's name for this instance, as cloud-init found it in this boot. What it left in /var is not asked: in a copy
+/// that is the original's name until cloud-init has run, and for ever where it does not.
 pub fn instance_id(root: &Path) -> Option<String> {
     let said = || {
         let data = instance_data(root)?;
@@ -37,7 +38,6 @@ pub fn instance_id(root: &Path) -> Option<String> {
     };
     word(&root.join("run/cloud-init/.instance-id"))
         .or_else(said)
-        .or_else(|| word(&root.join("var/lib/cloud/data/instance-id")))
         .filter(|id| id != "NO_PREVIOUS_INSTANCE_ID" && id != "None")
 }
 
@@ -156,14 +156,15 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_of_an_earlier_boot_is_a_name_and_its_metadata_is_not_believed() {
+    fn what_an_earlier_boot_left_is_neither_this_machines_name_nor_its_metadata() {
         let old = guest(&[
-            ("var/lib/cloud/data/instance-id", "i-old\n"),
+            ("var/lib/cloud/data/instance-id", "i-the-original\n"),
             ("var/lib/cloud/instance/instance-data.json", r#"{"ds": {"meta_data": {"a": "b"}}}"#),
         ]);
-        assert_eq!(instance_id(old.path()).as_deref(), Some("i-old"));
-        assert_eq!(Metadata::read(old.path()), Metadata::default());
-        let none = guest(&[("var/lib/cloud/data/instance-id", "NO_PREVIOUS_INSTANCE_ID")]);
+        assert_eq!((instance_id(old.path()), Metadata::read(old.path())), (None, Metadata::default()));
+        let now = guest(&[("run/cloud-init/.instance-id", "i-0123\n"), ("var/lib/cloud/data/instance-id", "i-other")]);
+        assert_eq!(instance_id(now.path()).as_deref(), Some("i-0123"));
+        let none = guest(&[("run/cloud-init/.instance-id", "NO_PREVIOUS_INSTANCE_ID")]);
         assert_eq!(instance_id(none.path()), None);
     }
 

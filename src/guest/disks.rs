@@ -233,6 +233,15 @@ impl BlockGraph {
         self.members(superblock).iter().find_map(|dev| self.devices.get(dev)?.label.as_deref())
     }
 
+    /// What a superblock itself says, where there is no udev to ask.
+    pub fn learn_label(&mut self, superblock: Dev, label: &str) {
+        for member in self.members(superblock) {
+            if let Some(device) = self.devices.get_mut(&member) {
+                device.label.get_or_insert_with(|| label.to_owned());
+            }
+        }
+    }
+
     /// Ties superblocks to devices, loop devices to the file systems of their files, and overlays to their layers.
     pub fn connect(&mut self, superblocks: &[Superblock], mounts: &[MountLine]) {
         let table = Table::new(mounts);

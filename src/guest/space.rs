@@ -20,7 +20,7 @@ use super::{Kind, Superblock};
 pub struct Space {
     pub used: u64,
     pub size: u64,
-    /// to root: what is reserved for it is in it
+    /// to anybody: of what is reserved, ext4 keeps a part even from root, and does not say how much
     pub free: u64,
     /// what the file asked about takes; 0 if there is none
     pub of_file: u64,
@@ -52,7 +52,7 @@ pub fn of(superblock: &Superblock, file: &Path) -> io::Result<Option<Space>> {
     Ok(Some(Space {
         used: bytes(stat.blocks().saturating_sub(stat.blocks_free())),
         size: bytes(stat.blocks()),
-        free: bytes(stat.blocks_free()),
+        free: bytes(stat.blocks_available()),
         of_file: u64::try_from(of_file).unwrap_or(0),
     }))
 }

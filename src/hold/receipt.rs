@@ -15,7 +15,10 @@
 use std::{
     fmt, fs, io,
     io::Read,
-    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -227,23 +230,22 @@ pub fn read(root: &Path) -> Result<Option<Found>, Unreadable> {
     Ok(Some(Found { root: root.to_owned(), sector, record }))
 }
 
+/// Looked at before it is opened: opening a device can already be an order to it (a watchdog, a tape).
 fn read_file(path: &Path) -> Result<Vec<u8>, Unreadable> {
-    let wrap = |source: io::Error| match source.raw_os_error() {
-        Some(libc::ELOOP) => Unreadable::Hostile(path.to_owned()),
-        _ => Unreadable::Read { path: path.to_owned(), source },
-    };
-    let file = fs::OpenOptions::new()
+    let wrap = |source: io::Error| Unreadable::Read { path: path.to_owned(), source };
+    let handle = fs::OpenOptions::new()
         .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(path)
         .map_err(wrap)?;
-    let meta = file.metadata().map_err(wrap)?;
+    let meta = handle.metadata().map_err(wrap)?;
     if !meta.is_file() {
         return Err(Unreadable::Hostile(path.to_owned()));
     }
     if meta.size() > JSON_LIMIT as u64 {
         return Err(Unreadable::Huge { path: path.to_owned(), size: meta.size() });
     }
+    let file = fs::File::open(format!("/proc/self/fd/{}", handle.as_raw_fd())).map_err(wrap)?;
     let mut bytes = Vec::new();
     file.take(JSON_LIMIT as u64).read_to_end(&mut bytes).map_err(wrap)?;
     Ok(bytes)

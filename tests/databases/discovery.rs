@@ -36,6 +36,7 @@ facts! {
     a_postgresql_that_shuts_down_is_said_and_not_spoken_to within 60,
     data_in_an_overlay_lie_where_its_upper_layer_does within 90,
     a_server_configured_by_its_port_and_found_on_its_socket_is_held_once within 60,
+    a_log_on_a_transient_disk_is_worse_than_all_of_a_database_there within 90,
     what_databases_have_on_a_transient_disk_is_named_there within 90,
     a_log_on_a_frozen_disk_is_a_remark_and_one_elsewhere_is_none within 90,
     the_printed_role_is_enough_to_hold within 120,
@@ -338,9 +339,35 @@ fn what_databases_have_on_a_transient_disk_is_named_there(lab: &Lab) {
         let entry = list.into_iter().find(|entry| entry["mounts"][0] == fs.at());
         entry.unwrap_or_else(|| panic!("{} is not listed: {report:#}", fs.at()))["at_risk"].clone()
     };
-    let name = format!("postgresql:5432@{}", directory(&server));
+    let name = format!("db:postgresql:5432@{}", directory(&server));
     assert_eq!(at_risk(&log), Value::from(vec![name]), "{report:#}");
     assert!(at_risk(&other).as_array().is_none_or(Vec::is_empty), "nothing of it is there: {report:#}");
+}
+
+/// The data are worth nothing without it, and the copy would have them and not it.
+fn a_log_on_a_transient_disk_is_worse_than_all_of_a_database_there(lab: &Lab) {
+    for engine in [Engine::Postgresql, Engine::Mariadb] {
+        let (data, log) = (disk(lab, "/mnt/db"), disk(lab, "/mnt/log"));
+        let server = server(lab, engine, ServerOptions { log: Some(&log), ..ServerOptions::on(&data) });
+        let setup = lab.daemon(&[&data, &log]).database(server.entry("orders"));
+        let worst = |lost: &Fs, kept: &Fs, policy: &str| {
+            let setup = setup.clone().set("transient.mounts", vec![lost.at()]).set("transient.policy", policy);
+            let daemon = setup.start();
+            // said to be in the snapshot, whatever a disk of the lab is taken for
+            let answer = daemon.cli(&["check", "--disk", kept.disk.device.to_str().expect("ASCII")]);
+            let report = answer.json["plan"].clone();
+            let list = report["coverage"].as_array().cloned().unwrap_or_default();
+            let entry = list.into_iter().find(|entry| entry["mounts"][0] == lost.at()).expect("listed");
+            assert_eq!(entry["risks"][0]["subject"], "db:orders", "{entry:#}");
+            (entry["risks"][0]["level"].as_str().unwrap_or_default().to_owned(), report["problems"].to_string())
+        };
+        let (level, problems) = worst(&log, &data, "refuse");
+        assert_eq!(level, "needed", "{}: {problems}", engine.name());
+        assert!(problems.contains("a part that the database orders needs (/mnt/"), "{problems}");
+        let (level, problems) = worst(&data, &log, "warn");
+        assert_eq!(level, "database", "{}: {problems}", engine.name());
+        assert!(problems.contains("(loop") && problems.contains("transient): the database orders"), "{problems}");
+    }
 }
 
 fn a_log_on_a_frozen_disk_is_a_remark_and_one_elsewhere_is_none(lab: &Lab) {

@@ -19,6 +19,7 @@ mod held;
 mod logs_after_thaw;
 mod logs_later;
 mod mount_root;
+mod restored;
 mod table;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ const FACTS: &[&[lab::Fact]] = &[
     logs_later::FACTS,
     logs_after_thaw::FACTS,
     held::FACTS,
+    restored::FACTS,
     caller_freezes::FACTS,
     discovery::FACTS,
     hazards::FACTS,

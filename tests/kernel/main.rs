@@ -11,12 +11,14 @@ mod bad_input;
 mod claims;
 mod coexistence;
 mod conventions;
+mod coverage;
 mod faults;
 mod filesystems;
 mod grpc_rules;
 mod guest_agent;
 mod hooks;
 mod idle;
+mod images;
 mod lab_itself;
 mod lets_go;
 mod own_only;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         claims::FACTS,
         coexistence::FACTS,
         conventions::FACTS,
+        coverage::FACTS,
         adapters::FACTS,
         filesystems::FACTS,
         own_only::FACTS,
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         ready::sqlite::FACTS,
         receipts::FACTS,
         pictures::FACTS,
+        images::FACTS,
         reports::FACTS,
         restored::FACTS,
         snapshots::FACTS,

@@ -68,9 +68,9 @@ fn an_array_over_a_lasting_and_a_passing_disk_is_mixed_and_names_the_leg(lab: &L
             says("sdb: Google EphemeralDisk (local SSD)", "transient"),
         ])
     );
-    let mixed = problem(&report, "MIXED_DISKS");
-    let message = mixed["message"].as_str().unwrap_or_default();
-    assert!(message.starts_with("/srv/array needs sdb (a leg of md0 (raid1)), which is transient: "), "{mixed}");
+    let lost = list(&report["problems"]).iter().find(|p| p["code"] == "TRANSIENT_DATA" && p["subject"] == "/srv/array");
+    let said = lost.and_then(|lost| lost["message"].as_str()).unwrap_or_else(|| panic!("{report}"));
+    assert!(said.contains("needs sdb (a leg of md0 (raid1)), which is transient"), "{said}");
     let boot = problem(&report, "FSTAB_WOULD_NOT_BOOT");
     assert_eq!((&boot["subject"], &boot["severity"]), (&json!("/mnt/scratch"), &json!("warning")), "{boot}");
 
@@ -88,7 +88,7 @@ fn plan(guest: &Machine) -> Value {
 }
 
 fn coverage<'a>(report: &'a Value, mount: &str) -> &'a Value {
-    let all = report["coverage"].as_array().expect("a list");
+    let all = list(&report["coverage"]);
     let is = |entry: &&Value| entry["mounts"].as_array().is_some_and(|mounts| mounts.contains(&json!(mount)));
     all.iter().find(is).unwrap_or_else(|| panic!("nothing of {mount} in {report}"))
 }
@@ -98,8 +98,11 @@ fn durability(report: &Value, mount: &str) -> String {
 }
 
 fn problem<'a>(report: &'a Value, code: &str) -> &'a Value {
-    let all = report["problems"].as_array().expect("a list");
-    let found: Vec<&Value> = all.iter().filter(|problem| problem["code"] == code).collect();
+    let found: Vec<&Value> = list(&report["problems"]).iter().filter(|problem| problem["code"] == code).collect();
     assert_eq!(found.len(), 1, "{code} in {report}");
     found[0]
+}
+
+fn list(of: &Value) -> &[Value] {
+    of.as_array().expect("a list")
 }

@@ -184,6 +184,10 @@ impl Glob {
     pub fn fits(&self, text: &str) -> bool {
         self.0.matches(text)
     }
+
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
 }
 
 impl Globs {

@@ -3,6 +3,8 @@
 //! What is known of each platform is data: see [`known`].
 
 pub mod known;
+#[cfg(test)]
+mod listed;
 
 use std::{fmt, fs, path::Path};
 
@@ -123,7 +125,7 @@ pub struct Instance {
     pub machine_id: Option<String>,
     /// the hypervisor's, lower case: usually new for a copy, the same after a revert in place
     pub product_uuid: Option<String>,
-    /// the platform's, as cloud-init keeps it: new for a copy once cloud-init has run there
+    /// the platform's, as cloud-init found it in this boot: new for a copy
     pub instance_id: Option<String>,
 }
 

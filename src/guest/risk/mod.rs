@@ -22,6 +22,7 @@ mod units;
 mod writers;
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs,
     io::Read as _,
@@ -90,21 +91,43 @@ const MOST: usize = 16;
 
 /// What was found so far, so that a disk that does not answer costs only what it would have said.
 #[derive(Debug, Default)]
-pub struct Found(Mutex<(BTreeMap<Dev, Vec<Risk>>, Option<&'static str>)>);
+pub struct Found(Mutex<SoFar>);
+
+#[derive(Debug, Default)]
+struct SoFar {
+    risks: BTreeMap<Dev, Vec<Risk>>,
+    stage: Option<&'static str>,
+    /// nobody waits for more
+    over: bool,
+}
 
 impl Found {
-    /// What was found, and what was being looked at when time ran out.
+    /// What was found, and what was being looked at when time ran out. Whoever still looks then stops.
     pub fn take(&self) -> (BTreeMap<Dev, Vec<Risk>>, Option<&'static str>) {
-        self.0.lock().expect("no holder panics").clone()
+        let mut so_far = self.0.lock().expect("no holder panics");
+        so_far.over = true;
+        (std::mem::take(&mut so_far.risks), so_far.stage)
     }
 
-    fn stage(&self, stage: Option<&'static str>) {
-        self.0.lock().expect("no holder panics").1 = stage;
+    /// Goes on to `stage`, unless it is over.
+    fn goes_on(&self, stage: &'static str) -> bool {
+        let mut so_far = self.0.lock().expect("no holder panics");
+        so_far.stage = Some(stage);
+        !so_far.over
+    }
+
+    fn all_was_seen(&self) {
+        self.0.lock().expect("no holder panics").stage = None;
+    }
+
+    fn is_over(&self) -> bool {
+        self.0.lock().expect("no holder panics").over
     }
 
     fn add(&self, found: Vec<(Dev, Risk)>) {
         let mut counts: BTreeMap<Dev, usize> = BTreeMap::new();
-        let (mut shown, mut more): (Vec<_>, BTreeMap<(Dev, Level), (usize, String)>) = (Vec::new(), BTreeMap::new());
+        let mut shown = Vec::new();
+        let mut more: BTreeMap<(Dev, Level), (usize, String)> = BTreeMap::new();
         for (dev, risk) in found {
             let count = counts.entry(dev).or_default();
             *count += 1;
@@ -120,7 +143,7 @@ impl Found {
         }
         let mut held = self.0.lock().expect("no holder panics");
         for (dev, risk) in shown {
-            held.0.entry(dev).or_default().push(risk);
+            held.risks.entry(dev).or_default().push(risk);
         }
     }
 }
@@ -137,39 +160,53 @@ fn kind(subject: &str) -> String {
 /// Looks for everything but writers and databases. `found` fills while it looks; its stage is `None` when all was seen.
 /// `ours`: what of holdstill's own may lie there, each with its subject and what it is.
 pub fn look(root: &Path, wanted: &[Wanted], ours: &[(String, String, PathBuf)], found: &Found) {
-    found.stage(Some("the mount table"));
+    if !found.goes_on("the mount table") {
+        return;
+    }
     let Ok(lines) = mounts::read(root) else { return };
     let table = Table::new(&lines);
     let walk = Walk::new(root, &table);
     let aim = Aim { wanted: wanted.iter().map(|wanted| (wanted.dev, wanted)).collect() };
-    found.add(reached::binds(&lines, &table, &aim));
-    found.stage(Some("holdstill's own files"));
-    let own = ours.iter().filter_map(|(subject, what, path)| {
+    let swaps = RefCell::default();
+    let stages: [(&'static str, Stage<'_>); 7] = [
+        ("the mount table", &|| reached::binds(&lines, &table, &aim)),
+        ("holdstill's own files", &|| own(&walk, &aim, ours)),
+        ("swap areas", &|| {
+            let areas = swap_files(root, &walk, &aim);
+            let risks = areas.iter().map(|(dev, path)| (*dev, swap_risk(path))).collect();
+            swaps.replace(areas);
+            risks
+        }),
+        ("the roots of container runtimes", &|| roots::roots(root, &walk, &aim)),
+        ("links into it", &|| reached::links(root, &walk, &aim)),
+        ("systemd's units", &|| units::units(root, &walk, &aim, found)),
+        ("cron's tables", &|| cron::tables(root, &walk, &aim)),
+    ];
+    for (stage, work) in stages {
+        if !found.goes_on(stage) {
+            return;
+        }
+        found.add(work());
+    }
+    for wanted in wanted.iter().filter(|wanted| matches!(wanted.care, Care::Everything | Care::System)) {
+        let Some(home) = wanted.home.as_ref().filter(|_| found.goes_on("its top directory")) else { continue };
+        let swaps = swaps.borrow();
+        let swaps: Vec<&Path> = swaps.iter().filter(|(dev, _)| *dev == wanted.dev).map(|(_, p)| p.as_path()).collect();
+        found.add(vec![(wanted.dev, top::top(root, &table, wanted, home, &swaps))]);
+    }
+    found.all_was_seen();
+}
+
+type Stage<'a> = &'a dyn Fn() -> Vec<(Dev, Risk)>;
+
+/// Hooks, and where reports are kept.
+fn own(walk: &Walk<'_>, aim: &Aim<'_>, ours: &[(String, String, PathBuf)]) -> Vec<(Dev, Risk)> {
+    let risk = |(subject, what, path): &(String, String, PathBuf)| {
         let place = walk.to(path).filter(|place| aim.at_state(place.dev))?;
         let message = format!("{what} {}", place.path.display());
         Some((place.dev, Risk { level: Level::State, subject: subject.clone(), path: place.path, message }))
-    });
-    found.add(own.collect());
-    found.stage(Some("swap areas"));
-    let swaps = swaps(root, &walk, &aim);
-    found.add(swaps.iter().map(|(dev, path)| (*dev, swap_risk(path))).collect());
-    found.stage(Some("the roots of container runtimes"));
-    found.add(roots::roots(root, &walk, &aim));
-    found.stage(Some("links into it"));
-    found.add(reached::links(root, &walk, &aim));
-    found.stage(Some("systemd's units"));
-    found.add(units::units(root, &walk, &aim));
-    found.stage(Some("cron's tables"));
-    found.add(cron::tables(root, &walk, &aim));
-    found.stage(Some("its top directory"));
-    for wanted in wanted.iter().filter(|wanted| matches!(wanted.care, Care::Everything | Care::System)) {
-        if let Some(home) = &wanted.home {
-            let swaps: Vec<&Path> =
-                swaps.iter().filter(|(dev, _)| *dev == wanted.dev).map(|(_, p)| p.as_path()).collect();
-            found.add(vec![(wanted.dev, top::top(root, &table, wanted, home, &swaps))]);
-        }
-    }
-    found.stage(None);
+    };
+    ours.iter().filter_map(risk).collect()
 }
 
 /// The file systems in question.
@@ -193,7 +230,7 @@ impl Aim<'_> {
 }
 
 /// Active swap files (proc_swaps(5)); partitions are no file system's.
-fn swaps(root: &Path, walk: &Walk<'_>, aim: &Aim<'_>) -> Vec<(Dev, PathBuf)> {
+fn swap_files(root: &Path, walk: &Walk<'_>, aim: &Aim<'_>) -> Vec<(Dev, PathBuf)> {
     let text = fs::read_to_string(root.join("proc/swaps")).unwrap_or_default();
     let files = text.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();

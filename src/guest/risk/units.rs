@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{super::Dev, Aim, Level, Place, Risk, Walk, inside, text};
+use super::{super::Dev, Aim, Found, Level, Place, Risk, Walk, inside, text};
 
 /// The strongest first (systemd.unit(5)).
 const HOMES: [&str; 5] = [
@@ -25,13 +25,16 @@ const MOST_UNITS: usize = 2_000;
 const MOST_PATHS: usize = 24;
 
 /// Services of which something lies on a file system in question, one risk each.
-pub(super) fn units(root: &Path, walk: &Walk<'_>, aim: &Aim<'_>) -> Vec<(Dev, Risk)> {
+pub(super) fn units(root: &Path, walk: &Walk<'_>, aim: &Aim<'_>, found: &Found) -> Vec<(Dev, Risk)> {
     if !aim.wanted.keys().any(|dev| aim.at_units(*dev)) {
         return Vec::new();
     }
     let files = files(root, walk);
     let mut risks = Vec::new();
     for (name, files) in files {
+        if found.is_over() {
+            break;
+        }
         let mut unit = Unit::default();
         let mut worst: Option<(Dev, Risk)> = None;
         let mut consider = |place: Place, level, why: &str| {

@@ -26,6 +26,8 @@ pub struct Facts {
     pub disk: String,
     pub durability: Durability,
     pub evidence: Vec<proto::Evidence>,
+    /// of a mixed one: what is transient, and what that is to the whole, "sdb (a leg of md0)"
+    pub legs: Vec<String>,
     /// 0: nobody could say
     pub used_bytes: u64,
     pub size_bytes: u64,

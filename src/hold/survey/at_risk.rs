@@ -16,10 +16,8 @@ use crate::{
     config::{Settings, Stance},
     guest::{
         Dev, Guest, Kind, Superblock,
-        cloud_init::Metadata,
-        platform::Platform,
         risk::{self, Care, Found, Level, Risk, Wanted, Writer},
-        transient::{self, Knowledge},
+        transient,
         whereabouts::Whereabouts,
     },
     hold::{
@@ -50,7 +48,7 @@ pub(super) struct Looking {
     paths: JoinHandle<Option<()>>,
     writers: JoinHandle<Option<BTreeMap<Dev, Vec<Writer>>>>,
     /// file systems whose top directory is looked into
-    into: BTreeSet<Dev>,
+    into: BTreeMap<Dev, PathBuf>,
 }
 
 impl Survey {
@@ -69,7 +67,7 @@ impl Survey {
         if wanted.is_empty() {
             return None;
         }
-        let into = wanted.iter().filter(|wanted| wanted.home.is_some()).map(|wanted| wanted.dev).collect();
+        let into = wanted.iter().filter_map(|wanted| Some((wanted.dev, wanted.home.clone()?))).collect();
         let mut ours: Vec<(String, String, PathBuf)> = self
             .hooks
             .iter()
@@ -104,7 +102,12 @@ impl Survey {
         for lost in &self.plan.lost {
             let entry = &self.plan.coverage[lost.coverage];
             let superblock = &self.guest.superblocks[lost.superblock];
-            risks.entry(superblock.dev).or_default().extend(broken_apart(lost, superblock, entry));
+            risks.entry(superblock.dev).or_default().extend(broken_apart(
+                lost,
+                superblock,
+                entry,
+                self.facts.get(&superblock.dev).map_or(&[], |facts| &facts.legs),
+            ));
         }
         if let Some(looking) = looking {
             self.add_found(looking, surroundings, &mut risks).await;
@@ -132,13 +135,12 @@ impl Survey {
             let hint = "see the kernel log for the disk that is stuck";
             self.problems.push(problem(Severity::Warning, "COVERAGE_INCOMPLETE", "", &message, hint));
         }
-        for dev in &looking.into {
+        for (dev, top) in &looking.into {
             // not looked into is not empty
-            let seen =
-                |risk: &Risk| matches!(risk.level, Level::NotEmpty | Level::Benign) && !risk.subject.contains(':');
-            if !found.get(dev).is_some_and(|risks| risks.iter().any(seen)) {
-                let message = "what lies there could not be looked at in time".to_owned();
-                let risk = Risk { level: Level::NotEmpty, subject: message.clone(), path: PathBuf::new(), message };
+            if !found.get(dev).is_some_and(|risks| risks.iter().any(|risk| risk.path == *top)) {
+                let message = format!("what lies in {} could not be looked at in time", top.display());
+                let risk =
+                    Risk { level: Level::NotEmpty, subject: top.display().to_string(), path: top.clone(), message };
                 risks.entry(*dev).or_default().push(risk);
             }
         }
@@ -312,11 +314,8 @@ fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
 }
 
 /// Before anybody asks: disks that are transient, whatever the snapshot.
-pub(super) fn to_count_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> Vec<Place> {
-    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
-    // no disk is touched for it: what only a warning file tells is counted after the first survey
-    let knowledge = Knowledge { platform, metadata: &metadata, markers: &BTreeMap::new(), configured };
-    let verdicts = transient::classify(&guest.superblocks, &guest.disks, &knowledge);
+pub(super) fn to_count_at_start(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> Vec<Place> {
+    let verdicts = super::facts::verdicts_at_start(guest, root, transient_mounts);
     let gone = |superblock: &&Superblock| {
         verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
             transient::Durability::Transient | transient::Durability::Mixed => true,
@@ -344,7 +343,7 @@ fn counts_writers(superblock: &Superblock) -> bool {
 }
 
 /// Something durable of which a part will be missed.
-fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage) -> Option<Risk> {
+fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage, legs: &[String]) -> Option<Risk> {
     let mount = display(superblock);
     let needed = |message: String| {
         Some(Risk { level: Level::Needed, subject: mount.clone(), path: PathBuf::from(&mount), message })
@@ -357,9 +356,8 @@ fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage) -
     }
     match entry.durability() {
         Durability::Mixed => {
-            let why: Vec<String> = entry.evidence.iter().map(|e| format!("{}: {}", e.source, e.value)).collect();
-            let why = if why.is_empty() { String::new() } else { format!(" ({})", why.join(", ")) };
-            needed(format!("a part of what {mount} lies on is transient{why}: the rest is worth nothing without"))
+            let (legs, are) = (legs.join(", "), if legs.len() == 1 { "is" } else { "are" });
+            needed(format!("{mount} needs {legs}, which {are} transient: the rest is worth nothing without"))
         }
         Durability::Unspecified | Durability::Unknown | Durability::Durable | Durability::Transient => None,
     }
@@ -411,4 +409,91 @@ fn fill(entry: &mut proto::Coverage, mut risks: Vec<Risk>) {
         message: risk.message,
     };
     entry.risks = risks.into_iter().map(told).collect();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn superblock(kind: Kind, mounts: &[&str]) -> Superblock {
+        Superblock {
+            dev: Dev { major: 8, minor: 1 },
+            fs_type: "ext4".into(),
+            source: "/dev/sda1".into(),
+            options: "rw".into(),
+            kind,
+            read_only: false,
+            open_at: None,
+            mounts: mounts.iter().map(PathBuf::from).collect(),
+            namespace: None,
+            below: None,
+        }
+    }
+
+    fn care(kind: Kind, mounts: &[&str]) -> Option<Care> {
+        wanted(&superblock(kind, mounts)).map(|wanted| wanted.care)
+    }
+
+    #[test]
+    fn disks_are_looked_at_closely_memory_where_people_put_things_and_the_rest_not_at_all() {
+        assert_eq!(care(Kind::Freezable, &["/mnt"]), Some(Care::Everything));
+        assert_eq!(care(Kind::FlushOnly, &["/mnt"]), Some(Care::Everything));
+        assert_eq!(care(Kind::Freezable, &["/", "/mnt"]), Some(Care::System));
+        assert_eq!(care(Kind::Memory, &["/var/lib/mysql"]), Some(Care::State));
+        for quiet in [&["/run"][..], &["/dev/shm"], &["/tmp", "/var/tmp"], &["/run/user/0"]] {
+            assert_eq!(care(Kind::Memory, quiet), None, "{quiet:?}");
+        }
+        assert_eq!(care(Kind::Remote, &["/net"]), None);
+        let theirs = Superblock { namespace: Some(7), ..superblock(Kind::Freezable, &["/mnt"]) };
+        assert_eq!(wanted(&theirs).map(|wanted| wanted.care), Some(Care::Nothing));
+    }
+
+    fn risk(level: Level, subject: &str, path: &str) -> Risk {
+        Risk { level, subject: subject.into(), path: path.into(), message: String::new() }
+    }
+
+    #[test]
+    fn the_worst_stands_first_each_thing_once_and_only_state_and_worse_is_at_risk() {
+        let mut entry = proto::Coverage::default();
+        let mut risks = vec![
+            risk(Level::Written, "process:java", ""),
+            risk(Level::State, "docker", "/mnt/docker"),
+            risk(Level::State, "docker", "/mnt/docker"),
+            risk(Level::State, "docker", "/mnt/pools"),
+            risk(Level::Needed, "db:orders", "/mnt/wal"),
+        ];
+        risks.extend((0..100).map(|n| risk(Level::NotEmpty, "many", &n.to_string())));
+        fill(&mut entry, risks);
+        assert_eq!(entry.at_risk, ["db:orders", "docker"]);
+        let levels: Vec<RiskLevel> = entry.risks.iter().map(proto::Risk::level).collect();
+        assert_eq!(levels[..4], [RiskLevel::Needed, RiskLevel::State, RiskLevel::State, RiskLevel::Written]);
+        assert_eq!(entry.risks.len(), MOST);
+    }
+
+    #[test]
+    fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
+        let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
+        let mut entry = proto::Coverage::default();
+        let of =
+            |lost: &Lost, entry: &proto::Coverage| broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry);
+        assert_eq!(of(&lost, &entry), None);
+        entry.set_durability(Durability::Mixed);
+        assert_eq!(of(&lost, &entry).map(|risk| risk.level), Some(Level::Needed));
+        entry.set_durability(Durability::Durable);
+        lost.uncaptured.push("vdc".into());
+        let message = of(&lost, &entry).map(|risk| risk.message).unwrap_or_default();
+        assert_eq!(
+            message,
+            "/data lies on vdc, too, which the caller does not capture: the rest is worth nothing without"
+        );
+    }
+
+    #[test]
+    fn a_server_nobody_holds_is_told_by_all_its_processes_have_open() {
+        let unheld = BTreeMap::from([(7, (7, "redis".to_owned())), (8, (7, "redis".to_owned()))]);
+        let writers = [(7, 1), (8, 2), (9, 5)].map(|(pid, files)| Writer { pid, files });
+        let risks = of_servers(&writers, &unheld);
+        assert_eq!((risks.len(), risks[0].level), (1, Level::Database));
+        assert_eq!(risks[0].message, "redis (pid 7) has 3 files open for writing");
+    }
 }

@@ -28,13 +28,19 @@ use crate::{
 /// What the plan needs to know of each superblock, and what is known of the storage as a whole. What touches a device runs
 /// in a thread of its own with a limit: a dead disk costs its numbers, not the hold.
 pub(super) async fn gather(
-    guest: &Guest,
+    guest: &mut Guest,
     root: &Path,
     transient_mounts: &[PathBuf],
     look: Look,
 ) -> (BTreeMap<Dev, Facts>, Storage) {
-    let (storage, touched, written) =
-        tokio::join!(storage(guest, root, transient_mounts, look), touch(guest, root), written_to(guest, root));
+    let (touched, written) = tokio::join!(touch(guest, root), written_to(guest, root));
+    for (dev, (raw, _)) in &touched {
+        if let Some(raw) = raw.as_ref().filter(|raw| !raw.label.is_empty()) {
+            guest.disks.learn_label(*dev, &raw.label);
+        }
+    }
+    let guest = &*guest;
+    let storage = storage(guest, root, transient_mounts, look).await;
     let mut all = BTreeMap::new();
     for superblock in &guest.superblocks {
         let dev = superblock.dev;
@@ -54,6 +60,7 @@ pub(super) async fn gather(
         if let Some(verdict) = storage.verdicts.get(&dev) {
             facts.durability = durability(verdict.durability);
             facts.evidence = evidence(verdict);
+            facts.legs = verdict.legs.iter().map(ToString::to_string).collect();
             facts.evidence.extend(storage.of_platform(superblock, guest));
         }
         all.insert(dev, facts);
@@ -88,6 +95,15 @@ fn evidence(verdict: &Verdict) -> Vec<proto::Evidence> {
         says: durability(item.says).into(),
     };
     verdict.evidence.iter().map(one).collect()
+}
+
+/// As good as can be told while nobody waits. Blocks.
+pub(super) fn verdicts_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> BTreeMap<Dev, Verdict> {
+    let (platform, metadata) = (Platform::read(root), Metadata::read(root));
+    let mut markers = BTreeMap::new();
+    transient::find_markers(root, &guest.superblocks, platform, |dev, found| drop(markers.insert(dev, found)));
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &markers, configured };
+    transient::classify(&guest.superblocks, &guest.disks, &knowledge)
 }
 
 /// While something is held, no file of a disk is read: what fstab and warning files say is left out then.
@@ -176,9 +192,12 @@ fn disk_name(guest: &Guest, superblock: &Superblock) -> String {
 
 fn leaves(guest: &Guest, superblock: Dev) -> Vec<Leaf> {
     let text = |field: &Option<String>| field.clone().unwrap_or_default();
-    guest
-        .disks
-        .leaves(superblock)
+    let mut leaves = guest.disks.leaves(superblock);
+    if !leaves.iter().any(|dev| guest.disks.devices.contains_key(dev)) {
+        // a loop device over a file in memory: nothing further down can be named
+        leaves = guest.disks.blocks_below(superblock).into_iter().collect();
+    }
+    leaves
         .into_iter()
         .filter_map(|dev| {
             let device = guest.disks.devices.get(&dev)?;

@@ -66,7 +66,7 @@ impl Surroundings {
         Surroundings {
             root: root.to_owned(),
             instance: platform::Instance::read(root),
-            platform: platform::Dmi::read(root).platform(),
+            platform: platform::Platform::read(root),
             kernel: osinfo::read(root).kernel_release.unwrap_or_default(),
             contents: Arc::default(),
         }
@@ -80,7 +80,7 @@ impl Surroundings {
             boot_id: text(&self.instance.boot_id),
             machine_id: text(&self.instance.machine_id),
             product_uuid: text(&self.instance.product_uuid),
-            instance_id: String::new(),
+            instance_id: text(&self.instance.instance_id),
             platform: self.platform.to_string(),
             kernel: self.kernel.clone(),
             root_disk_bytes: root.and_then(|root| root.disks.iter().map(|d| d.size_bytes).max()).unwrap_or(0),
@@ -225,8 +225,8 @@ pub async fn survey(
     spec: &proto::HoldSpec,
     look: Look,
 ) -> Result<Survey, Refusal> {
-    let guest = read_guest(&surroundings.root).await?;
-    let (facts, storage) = facts::gather(&guest, &surroundings.root, &settings.transient.mounts, look).await;
+    let mut guest = read_guest(&surroundings.root).await?;
+    let (facts, storage) = facts::gather(&mut guest, &surroundings.root, &settings.transient.mounts, look).await;
     let plan = plan::plan(&Inputs {
         superblocks: &guest.superblocks,
         facts: &facts,

@@ -21,6 +21,7 @@ pub mod left;
 pub mod offline;
 mod plain;
 pub mod positions;
+pub mod servers;
 mod source;
 mod subvolumes;
 mod together;
@@ -54,6 +55,10 @@ pub struct Presented {
     pub grade: Grade,
     /// why not better, for people
     pub why: String,
+    /// it is among what is graded: of a whole disk, or machine, what has no receipt and was not held is only named
+    pub graded: bool,
+    /// it has a receipt that cannot be believed
+    unreadable: bool,
     /// what lies in the copy where something else was mounted, by that mount point
     beneath: Vec<(String, left::Counted)>,
     /// what the files of databases in it say of themselves, by step
@@ -77,6 +82,12 @@ pub enum Host<'a> {
     /// the file systems of this machine are the copies; `recall` knows, by its mount point, what one that was rewritten here
     /// since said before
     Restored { recall: &'a Recall<'a> },
+}
+
+impl Host<'_> {
+    pub fn is_restored(self) -> bool {
+        matches!(self, Host::Restored { .. })
+    }
 }
 
 /// What all presented copies prove together.
@@ -105,7 +116,7 @@ impl Verification {
         if self.filesystems.iter().all(|f| f.grade == Grade::None) {
             return 1;
         }
-        let all = self.filesystems.iter().all(|f| f.grade.is_held());
+        let all = self.graded().all(|f| f.grade.is_held());
         let proven = !with_record || self.grade == Grade::Proven;
         let behind = self.problems.iter().any(|p| p.code == positions::BEHIND);
         if all && !self.hold_id.is_empty() && !self.incomplete && proven && !behind { 0 } else { 3 }
@@ -124,6 +135,7 @@ impl Verification {
                     "hold_id": f.found.as_ref().map(|x| x.sector.hold_id.clone()),
                     "uuid": f.found.as_ref().map(|x| x.sector.fs_uuid.clone()),
                     "why": f.why,
+                    "graded": f.graded,
                     "receipt": f.found.as_ref().map(|x| x.record.clone()),
                 })
             })
@@ -142,9 +154,14 @@ impl Verification {
         })
     }
 
-    /// The record of the first copy that has one, its texts harmless.
-    pub fn told(&self) -> Option<&Value> {
-        self.filesystems.iter().find(|f| f.found.is_some()).map(|f| &f.told)
+    /// What counts.
+    pub fn graded(&self) -> impl Iterator<Item = &Presented> {
+        self.filesystems.iter().filter(|f| f.graded)
+    }
+
+    /// The record of the first copy that has one, its texts harmless, and when its hold was prepared.
+    pub fn told(&self) -> Option<(&Value, i64)> {
+        self.filesystems.iter().find_map(|f| Some((&f.told, f.found.as_ref()?.sector.prepared)))
     }
 
     /// What was found out of the databases that run here, or lie in the copies.
@@ -176,10 +193,16 @@ pub fn mounted() -> std::io::Result<Vec<PathBuf>> {
 pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host<'_>) -> Result<Verification, Refused> {
     let places = source::places(paths)?;
     let mut problems = Vec::new();
-    let filesystems: Vec<Presented> = places.iter().map(|place| present(place, record, host, &mut problems)).collect();
+    let mut filesystems: Vec<Presented> =
+        places.iter().map(|place| present(place, record, host, &mut problems)).collect();
+    if filesystems.iter().any(|f| f.found.is_some()) {
+        for fs in filesystems.iter_mut().filter(|f| f.found.is_none() && !f.unreadable) {
+            fs.graded = fs.partition.is_none() && !host.is_restored();
+        }
+    }
     let hold_id = together::one_hold(&filesystems, &mut problems);
     let incomplete = together::missing(&filesystems, &mut problems);
-    let mut grade = filesystems.iter().map(|f| f.grade).min().unwrap_or(Grade::None);
+    let mut grade = filesystems.iter().filter(|f| f.graded).map(|f| f.grade).min().unwrap_or(Grade::None);
     if grade == Grade::Proven && (incomplete || hold_id.is_empty()) {
         grade = Grade::ConsistentWithHold;
     }
@@ -228,6 +251,8 @@ fn present(
         told: Value::Null,
         grade: Grade::None,
         why,
+        graded: true,
+        unreadable: false,
         beneath: Vec::new(),
         identities: Vec::new(),
     };
@@ -255,7 +280,7 @@ fn present(
             let why = plain::text(&error.to_string());
             let message = format!("{name}: {why}");
             problems.push(problem(Severity::Refusal, "RECEIPT_UNREADABLE", &name, &message, ""));
-            return nothing(why);
+            return Presented { unreadable: true, ..nothing(why) };
         }
     };
     let told = plain::value(&found.record);

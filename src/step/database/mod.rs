@@ -167,6 +167,15 @@ impl Session {
         ask!(&mut self.engine, session => session.barrier(hold_id, deadline).await)
     }
 
+    /// Who this is and where it stands now, in coordinates of the same names as the start's. Only reads.
+    ///
+    /// # Errors
+    /// The server refused, or did not answer within `limit`.
+    pub async fn position(&mut self, limit: Duration) -> Result<Vec<proto::Coordinate>, Error> {
+        let deadline = Deadline::after(limit);
+        ask!(&mut self.engine, session => session.now(deadline).await)
+    }
+
     /// Has the server closed the connection? Looks at the socket only; sends nothing.
     pub fn closed(&self) -> bool {
         sockets::closed(self.own_socket())

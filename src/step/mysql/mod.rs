@@ -155,6 +155,18 @@ impl Session {
         Ok(())
     }
 
+    /// As at the barrier; only reads.
+    ///
+    /// # Errors
+    /// The server refused or did not answer.
+    pub(super) async fn now(&mut self, deadline: Deadline) -> Result<Vec<proto::Coordinate>, Error> {
+        let logical = self.position(deadline).await.map_err(|failed| self.error("read the position of", failed))?;
+        let physical = coordinates::physical(&mut self.link, &self.server, self.may, deadline).await;
+        let physical = physical.map_err(|failed| self.error("read the position of", failed))?;
+        let now: Vec<_> = coordinates::identity(&self.settings).into_iter().chain(logical).chain(physical).collect();
+        Ok(coordinates::told(&now))
+    }
+
     /// Where the server stands in committed work.
     async fn position(&mut self, deadline: Deadline) -> Result<Vec<proto::Coordinate>, Trouble> {
         coordinates::read(&mut self.link, &self.server, &self.settings, self.may, deadline).await

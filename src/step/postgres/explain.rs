@@ -13,6 +13,7 @@ pub(super) const CHECKPOINT: &str = "checkpoint";
 pub(super) const FLUSH: &str = "flush";
 pub(super) const DRAIN: &str = "drain";
 pub(super) const BACKUP: &str = "start a backup of";
+pub(super) const LOOK: &str = "read the position of";
 
 const HANGS: &str = "look at the server: it accepts connections but does not serve them";
 

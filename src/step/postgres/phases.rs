@@ -8,8 +8,8 @@ use super::{
     super::database::{Deadline, Error, Failed, coordinate},
     Session,
     backup::{self, Started},
-    connect::Refused,
-    explain::{BACKUP, CHECKPOINT, DRAIN, FLUSH, HOLD},
+    connect::{Refused, text},
+    explain::{BACKUP, CHECKPOINT, DRAIN, FLUSH, HOLD, LOOK},
     identity::Identity,
     position::{self, value},
     strategy::Held,
@@ -127,6 +127,20 @@ impl Session {
         }
         self.start = start;
         Ok(())
+    }
+
+    /// As at the barrier, but for the marker, which would be a write. Besides, when the server was started: `started`.
+    pub(in crate::step) async fn now(&mut self, deadline: Deadline) -> Result<Vec<proto::Coordinate>, Error> {
+        let mut now = vec![coordinate("in_recovery", self.identity.in_recovery.to_string())];
+        now.extend(self.system_identifier.map(|id| coordinate("system_identifier", id.to_string())));
+        let read = async {
+            now.extend(position::read(&self.login, self.identity.in_recovery, deadline).await?);
+            let sql = "SELECT floor(extract(epoch FROM pg_postmaster_start_time()))::bigint::text AS started";
+            let row = self.login.row(deadline, sql).await?;
+            now.push(coordinate("started", text(&row, "started")));
+            Ok(now)
+        };
+        read.await.map_err(|failed| self.error(LOOK, failed))
     }
 
     async fn start_coordinates(

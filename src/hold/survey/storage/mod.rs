@@ -16,7 +16,7 @@ use crate::{
         transient::{self, Contents, Durability, Knowledge, Verdict, Weight},
     },
     hold::plan::{display, problem},
-    proto::{self, InSnapshot, Severity},
+    proto::{self, InSnapshot, RiskLevel, Severity},
 };
 
 pub(super) struct Storage {
@@ -107,7 +107,7 @@ impl Storage {
 
     pub(super) fn problems(&self, guest: &Guest, coverage: &[proto::Coverage]) -> Vec<proto::Problem> {
         let in_snapshot = in_snapshot(guest, coverage);
-        let mut problems = self.mixed(guest);
+        let mut problems = self.mixed(guest, coverage);
         problems.extend(self.perhaps_transient(guest));
         problems.extend(self.boot_disk_only(guest, &in_snapshot));
         problems.extend(self.would_not_boot(guest, &in_snapshot));
@@ -115,13 +115,21 @@ impl Storage {
     }
 
     /// Worse than being transient: the part that is in the snapshot looks whole.
-    fn mixed(&self, guest: &Guest) -> Vec<proto::Problem> {
+    fn mixed(&self, guest: &Guest, coverage: &[proto::Coverage]) -> Vec<proto::Problem> {
+        // where somebody looked at what is there, it is the worst of what was found
+        let is_said = |superblock: &Superblock| {
+            let risks = entry_of(superblock, coverage).into_iter().flat_map(|entry| &entry.risks);
+            risks.into_iter().any(|risk| risk.level() == RiskLevel::Needed)
+        };
         let mut said = BTreeSet::new();
         let mut problems = Vec::new();
         for superblock in guest.superblocks.iter().filter(|s| s.namespace.is_none()) {
             let Some(verdict) = self.verdicts.get(&superblock.dev) else { continue };
-            let legs: Vec<String> = verdict.legs.iter().map(|leg| format!("{} ({})", leg.name, leg.role)).collect();
-            if legs.is_empty() || !said.insert((legs.clone(), disks(superblock.dev, &guest.disks))) {
+            let legs: Vec<String> = verdict.legs.iter().map(ToString::to_string).collect();
+            if legs.is_empty()
+                || is_said(superblock)
+                || !said.insert((legs.clone(), disks(superblock.dev, &guest.disks)))
+            {
                 continue;
             }
             let mount = display(superblock);
@@ -261,13 +269,14 @@ fn is_config_drive(dev: Dev, guest: &Guest) -> bool {
 }
 
 fn in_snapshot(guest: &Guest, coverage: &[proto::Coverage]) -> BTreeMap<Dev, InSnapshot> {
-    let of = |superblock: &Superblock| {
-        let is = |entry: &&proto::Coverage| {
-            entry.mounts.iter().map(Path::new).eq(superblock.mounts.iter()) && entry.r#type == superblock.fs_type
-        };
-        Some((superblock.dev, coverage.iter().find(is)?.in_snapshot()))
-    };
+    let of = |superblock: &Superblock| Some((superblock.dev, entry_of(superblock, coverage)?.in_snapshot()));
     guest.superblocks.iter().filter_map(of).collect()
+}
+
+fn entry_of<'a>(superblock: &Superblock, coverage: &'a [proto::Coverage]) -> Option<&'a proto::Coverage> {
+    coverage.iter().find(|entry| {
+        entry.mounts.iter().map(Path::new).eq(superblock.mounts.iter()) && entry.r#type == superblock.fs_type
+    })
 }
 
 /// "a, b and c", at most five of them.
