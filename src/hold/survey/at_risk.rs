@@ -474,8 +474,9 @@ mod tests {
     fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
         let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
         let mut entry = proto::Coverage::default();
-        let of =
-            |lost: &Lost, entry: &proto::Coverage| broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry);
+        let of = |lost: &Lost, entry: &proto::Coverage| {
+            broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry, &[])
+        };
         assert_eq!(of(&lost, &entry), None);
         entry.set_durability(Durability::Mixed);
         assert_eq!(of(&lost, &entry).map(|risk| risk.level), Some(Level::Needed));
