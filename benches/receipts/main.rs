@@ -67,7 +67,7 @@ fn measured(lab: &Lab) {
         }
         for (receipt, row) in &rows {
             let name = format!("{}, {}", kind.name(), if *receipt { "with receipts" } else { "without" });
-            let [prepare, quiesce, freeze, write] = [&row.prepare, &row.quiesce, &row.freeze, &row.write].map(median);
+            let [prepare, quiesce, freeze, write] = [&row.prepare, &row.quiesce, &row.freeze, &row.write].map(|times| median(times));
             println!("{name:<24} {prepare:>8.1} {quiesce:>8.1} {freeze:>8.1} {write:>14.1}");
         }
         let ratio = median(&rows[1].1.quiesce) / median(&rows[0].1.quiesce);
@@ -97,8 +97,8 @@ fn time(time: Option<prost_types::Duration>) -> Duration {
 }
 
 /// In milliseconds.
-fn median(times: &Vec<Duration>) -> f64 {
-    let mut times = times.clone();
+fn median(times: &[Duration]) -> f64 {
+    let mut times = times.to_vec();
     times.sort_unstable();
     times.get(times.len() / 2).copied().unwrap_or_default().as_secs_f64() * 1e3
 }
