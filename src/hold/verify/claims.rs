@@ -150,6 +150,9 @@ pub(super) fn level(report: &Value, claims: &[Claimed], held: bool, grade: Grade
     if !held {
         return ("crash", format!("graded {grade}, or not all of one hold is here: as after a power cut at best"));
     }
+    if report["truncated"] == true {
+        return ("filesystem", "its receipt had no room for all that was held".to_owned());
+    }
     let problems = || report["problems"].as_array().into_iter().flatten();
     let of = |codes: &[&str]| problems().find(|p| p["code"].as_str().is_some_and(|code| codes.contains(&code)));
     if let Some(capped) =
@@ -175,7 +178,10 @@ pub(super) fn at_most(level: (&'static str, String), record: Option<&proto::Repo
         Some(Consistency::Crash | Consistency::None) if level.0 != "none" => {
             ("crash", "the hold record says no more".into())
         }
-        Some(Consistency::Application) if level.0 == "filesystem" && level.1.starts_with("no database") => {
+        Some(Consistency::Application)
+            if level.0 == "filesystem"
+                && (level.1.starts_with("no database") || level.1.starts_with("its receipt")) =>
+        {
             ("application", "as the hold record says".into())
         }
         Some(

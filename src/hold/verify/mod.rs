@@ -201,7 +201,7 @@ pub fn verify(paths: &[PathBuf], record: Option<&proto::Report>, host: Host<'_>)
         }
     }
     let hold_id = together::one_hold(&filesystems, &mut problems);
-    let incomplete = together::missing(&filesystems, &mut problems);
+    let incomplete = together::missing(&filesystems, record, &mut problems);
     let mut grade = filesystems.iter().filter(|f| f.graded).map(|f| f.grade).min().unwrap_or(Grade::None);
     if grade == Grade::Proven && (incomplete || hold_id.is_empty()) {
         grade = Grade::ConsistentWithHold;
@@ -365,6 +365,22 @@ mod tests {
         let one = copy(State::Frozen, "a", "u1", &["u1", "u2"]);
         let verification = graded(&[&one], None);
         assert_eq!(verification.exit_code(false), 3);
+        assert!(verification.problems.iter().any(|p| p.code == "FILESYSTEM_MISSING" && p.subject == "/u2"));
+    }
+
+    #[test]
+    fn a_file_system_that_only_the_record_names_is_missed_too() {
+        let one = copy(State::Frozen, "a", "u1", &["u1"]);
+        let mut record = proto::Report { id: "a".into(), ..Default::default() };
+        for uuid in ["u1", "u2"] {
+            let fs = proto::Filesystem { uuid: uuid.into(), mount: format!("/{uuid}"), ..Default::default() };
+            let mut step = proto::Step { detail: Some(Detail::Filesystem(fs)), ..Default::default() };
+            step.set_outcome(StepOutcome::Undone);
+            record.steps.push(step);
+        }
+        record.set_verdict(Verdict::Unbroken);
+        let verification = graded(&[&one], Some(&record));
+        assert_eq!(verification.exit_code(true), 3);
         assert!(verification.problems.iter().any(|p| p.code == "FILESYSTEM_MISSING" && p.subject == "/u2"));
     }
 

@@ -1,5 +1,7 @@
 //! Several copies as one: of one hold, all that was held, and what the caller's record says of each.
 
+use serde_json::Value;
+
 use super::{super::plan::problem, super::receipt::Found, Presented, plain};
 use crate::proto::{self, Severity, StepOutcome, Verdict, step::Detail};
 
@@ -20,24 +22,42 @@ pub(super) fn one_hold(filesystems: &[Presented], problems: &mut Vec<proto::Prob
     }
 }
 
-/// Says which held file systems were not presented.
-pub(super) fn missing(filesystems: &[Presented], problems: &mut Vec<proto::Problem>) -> bool {
+/// Says which held file systems were not presented: those of the receipt and, of the same hold, of the caller's record.
+pub(super) fn missing(
+    filesystems: &[Presented],
+    record: Option<&proto::Report>,
+    problems: &mut Vec<proto::Problem>,
+) -> bool {
     let presented: Vec<&str> =
         filesystems.iter().filter_map(|f| f.found.as_ref()).map(|f| f.sector.fs_uuid.as_str()).collect();
     let Some(first) = filesystems.iter().find(|f| f.found.is_some()) else { return false };
-    let mut any = false;
+    let mut held: Vec<(String, String)> = Vec::new();
     for step in first.told["report"]["steps"].as_array().into_iter().flatten() {
         let fs = &step["filesystem"];
-        let held = fs.is_object() && !matches!(step["outcome"].as_str(), Some("skipped") | None);
-        let uuid = fs["uuid"].as_str().unwrap_or_default();
-        if held && !uuid.is_empty() && !presented.contains(&uuid) {
-            any = true;
-            let mount = fs["mount"].as_str().unwrap_or("?");
-            let message = format!("{mount} (UUID {uuid}) was held together with these and is not presented");
-            problems.push(problem(Severity::Warning, "FILESYSTEM_MISSING", mount, &message, "present its copy, too"));
+        if fs.is_object() && !matches!(step["outcome"].as_str(), Some("skipped") | None) {
+            let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+            held.push((text(&fs["uuid"]), text(&fs["mount"])));
         }
     }
-    any
+    let same = record.filter(|record| first.hold_id() == Some(record.id.as_str()));
+    for step in same.iter().flat_map(|record| &record.steps).filter(|step| step.outcome() != StepOutcome::Skipped) {
+        if let Some(Detail::Filesystem(fs)) = &step.detail {
+            held.push((plain::text(&fs.uuid), plain::text(&fs.mount)));
+        }
+    }
+    if first.told["report"]["truncated"] == true && held.is_empty() {
+        let message = "which other file systems were held is not in this receipt: there was no room for it";
+        let hint = "give the caller's record of the hold with --record";
+        problems.push(problem(Severity::Warning, "RECEIPT_SHORTENED", &first.name, message, hint));
+    }
+    held.retain(|(uuid, _)| !uuid.is_empty() && !presented.contains(&uuid.as_str()));
+    held.sort_unstable();
+    held.dedup_by(|a, b| a.0 == b.0);
+    for (uuid, mount) in &held {
+        let message = format!("{mount} (UUID {uuid}) was held together with these and is not presented");
+        problems.push(problem(Severity::Warning, "FILESYSTEM_MISSING", mount, &message, "present its copy, too"));
+    }
+    !held.is_empty()
 }
 
 /// Does the caller's record prove this one?
