@@ -65,8 +65,6 @@ fn main() -> ExitCode {
         receipts::FACTS,
         pictures::FACTS,
         images::FACTS,
-        images::FACTS,
-        pictures::FACTS,
         reports::FACTS,
         restored::FACTS,
         snapshots::FACTS,
