@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         ready::redis::FACTS,
         ready::sqlite::FACTS,
         receipts::FACTS,
+        pictures::FACTS,
+        images::FACTS,
         images::FACTS,
         pictures::FACTS,
         reports::FACTS,

@@ -44,8 +44,8 @@ impl Machine {
     fn boots(&self, instance: &str) {
         let new = fs::read_to_string("/proc/sys/kernel/random/uuid").expect("procfs");
         fs::write(&self.boot_id, new).expect("memory");
-        fs::create_dir_all("/var/lib/cloud/data").expect("the world's own");
-        fs::write("/var/lib/cloud/data/instance-id", instance).expect("the world's own");
+        fs::create_dir_all("/run/cloud-init").expect("the world's own");
+        fs::write("/run/cloud-init/.instance-id", instance).expect("the world's own");
     }
 }
 

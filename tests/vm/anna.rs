@@ -102,6 +102,36 @@ fn annas_copy_names_the_disk_her_file_was_on(lab: &Lab) {
     let (_, verified) = asked(&launched, "verify");
     names_what_was_left(&verified);
     assert!(verified.to_string().contains("LOOK_ALIKE"), "{verified:#}");
+    let grade = verified["grade"].clone();
+
+    // its daemon notices, does what is to be done on a clone, and the old testimony is not told twice
+    launched.write(
+        "/etc/holdstill/restored.d/10-note",
+        "#!/bin/sh\necho $HOLDSTILL_RESTORED of $HOLDSTILL_ID >>/srv/noticed\n",
+    );
+    launched.sh("chmod 755 /etc/holdstill/restored.d/10-note");
+    begin(&launched);
+    assert!(launched.becomes("[ -s /srv/noticed ]", Duration::from_secs(20)), "{}", launched.output("agent"));
+    let (_, status) = asked(&launched, "status");
+    let restored = &status["restored"];
+    assert_eq!((&restored["kind"], &restored["hold_id"]), (&"clone".into(), &"nightly".into()), "{status:#}");
+    assert!(restored["differences"].to_string().contains("product_uuid"), "{restored:#}");
+    let receipt = |guest: &Machine| asked(guest, "receipt /").1["state"].clone();
+    assert!(launched.becomes("holdstill receipt / --json | grep -q restored", Duration::from_secs(10)));
+    assert_eq!(receipt(&launched), "restored");
+    assert_eq!(asked(&launched, "verify").1["grade"], grade, "in this boot it is known what the copy was worth");
+    launched.sh("kill $(cat /run/agent.pid)");
+    assert!(launched.becomes("! holdstill status", Duration::from_secs(10)));
+    begin(&launched);
+    launched.sh("sleep 2");
+    assert_eq!(launched.sh("cat /srv/noticed").trim(), "clone of nightly", "once");
+
+    // a plain snapshot of it is not one of that hold
+    launched.sh("sync");
+    let later = oracle::raw(&again, &cut_root(&launched));
+    let verified = lab.holdstill(&["--json", "verify", later.to_str().expect("ASCII")]);
+    verified.exits(3);
+    assert_eq!(verified.json["grade"], "restored", "{verified:?}");
 }
 
 /// Which disk, where it was, and what on it: from the receipt.

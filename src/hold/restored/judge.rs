@@ -229,13 +229,13 @@ fn attached(seen: &Seen, stale: &[usize]) -> Vec<String> {
 }
 
 /// Is there anything by which two machines can be told apart?
-fn comparable(a: &Identity, b: &Identity) -> bool {
+pub(super) fn comparable(a: &Identity, b: &Identity) -> bool {
     let both = |a: &str, b: &str| !a.is_empty() && !b.is_empty();
     both(&a.instance_id, &b.instance_id) || both(told(&a.product_uuid), told(&b.product_uuid))
 }
 
 /// How `was` and `now` differ in what no two machines share.
-fn moved(was: &Identity, now: &Identity) -> Vec<String> {
+pub(super) fn moved(was: &Identity, now: &Identity) -> Vec<String> {
     let mut lines = Vec::new();
     let (before, after) = (told(&was.product_uuid), told(&now.product_uuid));
     if !before.is_empty() && !after.is_empty() && before != after && swapped(before) != after {

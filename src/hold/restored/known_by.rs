@@ -42,7 +42,7 @@ const SORTS: &[Sort] = &[
     Sort {
         code: "DATABASE_IDENTITY",
         what: "the identity of a MySQL server: two of one replication must not share it",
-        hint: "enable restored.d/30-mysql-uuid, before the server is started",
+        hint: "restored.d/30-mysql-uuid renews it while the server is stopped",
         at: &["var/lib/mysql/auto.cnf"],
         renewed: true,
     },

@@ -28,7 +28,7 @@ use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
 
 use self::{
-    judge::{Finding, Paper, Seen},
+    judge::{Finding, Identity, Paper, Seen},
     notes::Testimony,
     read::Place,
 };
@@ -81,12 +81,9 @@ impl Noticed {
     /// What `check` says of it.
     pub fn problem(&self) -> Option<proto::Problem> {
         let told = self.told()?;
-        let severity = match told.kind() {
-            RestoredKind::Reverted | RestoredKind::Clone => Severity::Warning,
-            RestoredKind::Unspecified | RestoredKind::Crashed | RestoredKind::Attached => Severity::Note,
-        };
+        // no reservation: what can be held is not less for it
         Some(problem(
-            severity,
+            Severity::Note,
             "RESTORED",
             "",
             &sentence(&told),
@@ -160,8 +157,8 @@ impl Work {
         }
         let (places, seen) = self.look(last_hold).await?;
         let Some(finding) = judge::judge(&seen) else {
-            if seen.last.as_ref().is_none_or(|last| !notes::same(last, &seen.now)) {
-                self.keep_machine(&seen).await;
+            if let Some(machine) = notes::learnt(seen.last.as_ref(), &seen.now) {
+                self.keep_machine(machine).await;
             }
             return None;
         };
@@ -277,9 +274,9 @@ impl Work {
         }
     }
 
-    async fn keep_machine(&self, seen: &Seen) {
-        let (state, now) = (self.settings.paths.state.clone(), seen.now.clone());
-        let kept = survey::in_a_thread(NOTE_LIMIT, move || notes::keep_machine(&state, &now)).await;
+    async fn keep_machine(&self, machine: Identity) {
+        let state = self.settings.paths.state.clone();
+        let kept = survey::in_a_thread(NOTE_LIMIT, move || notes::keep_machine(&state, &machine)).await;
         if !matches!(kept, Some(Ok(()))) {
             tracing::info!("could not note which machine this is: a clone without receipts would not notice");
         }

@@ -17,7 +17,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::judge::{Identity, Known};
+use super::judge::{self, Identity, Known};
 use crate::{hold::receipt::Sector, json, proto};
 
 const MACHINE: &str = "machine.json";
@@ -108,8 +108,26 @@ pub fn testimony(run: &Path, mount: &str, sector: &Sector) -> Option<(String, St
     Some((found["grade"].as_str()?.to_owned(), found["why"].as_str()?.to_owned()))
 }
 
-pub(super) fn same(was: &Identity, now: &Identity) -> bool {
-    was.product_uuid == now.product_uuid && was.instance_id == now.instance_id && was.root_serials == now.root_serials
+/// One of them may know less: cloud-init says its number later than firmware does, or not at all.
+fn same(was: &Identity, now: &Identity) -> bool {
+    match judge::comparable(was, now) {
+        true => judge::moved(was, now).is_empty(),
+        false => was.root_serials == now.root_serials,
+    }
+}
+
+/// What is to be kept of this machine, if anything: what is known now, and of the same machine what was known before.
+pub fn learnt(last: Option<&Identity>, now: &Identity) -> Option<Identity> {
+    let Some(last) = last.filter(|last| same(last, now)) else { return Some(now.clone()) };
+    let filled = |now: &str, last: &str| if now.is_empty() { last.to_owned() } else { now.to_owned() };
+    let all = Identity {
+        boot_id: last.boot_id.clone(),
+        machine_id: filled(&now.machine_id, &last.machine_id),
+        product_uuid: filled(&now.product_uuid, &last.product_uuid),
+        instance_id: filled(&now.instance_id, &last.instance_id),
+        root_serials: if now.root_serials.is_empty() { last.root_serials.clone() } else { now.root_serials.clone() },
+    };
+    (all != *last).then(|| Identity { boot_id: now.boot_id.clone(), ..all })
 }
 
 fn machine(of: &Identity) -> Value {
@@ -188,8 +206,14 @@ mod tests {
         }
         let later = Identity { boot_id: "b3".into(), ..now.clone() };
         assert_eq!(known(dir.path(), &later).len(), 1, "one noticing is one note");
-        let clone = Identity { product_uuid: "q".into(), ..later };
+        let clone = Identity { product_uuid: "q".into(), ..later.clone() };
         assert!(known(dir.path(), &clone).is_empty());
+        let more = Identity { instance_id: "i-1".into(), ..later.clone() };
+        assert_eq!(known(dir.path(), &more).len(), 1, "cloud-init has spoken since");
+        assert_eq!(learnt(Some(&now), &later), None, "another boot is nothing new");
+        assert_eq!(learnt(Some(&now), &more), Some(more.clone()));
+        assert_eq!(learnt(Some(&more), &later), None, "nothing is forgotten");
+        assert_eq!(learnt(Some(&now), &clone), Some(clone.clone()));
     }
 
     #[test]

@@ -356,8 +356,12 @@ fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage, l
     }
     match entry.durability() {
         Durability::Mixed => {
-            let (legs, are) = (legs.join(", "), if legs.len() == 1 { "is" } else { "are" });
-            needed(format!("{mount} needs {legs}, which {are} transient: the rest is worth nothing without"))
+            let which = match legs {
+                [] => "a disk that is".to_owned(),
+                [one] => format!("{one}, which is"),
+                several => format!("{}, which are", several.join(", ")),
+            };
+            needed(format!("{mount} needs {which} transient: the rest is worth nothing without"))
         }
         Durability::Unspecified | Durability::Unknown | Durability::Durable | Durability::Transient => None,
     }
@@ -474,12 +478,15 @@ mod tests {
     fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
         let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
         let mut entry = proto::Coverage::default();
+        let legs = ["sdb (a leg of md0 (raid1))".to_owned()];
         let of = |lost: &Lost, entry: &proto::Coverage| {
-            broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry, &[])
+            broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry, &legs)
         };
         assert_eq!(of(&lost, &entry), None);
         entry.set_durability(Durability::Mixed);
-        assert_eq!(of(&lost, &entry).map(|risk| risk.level), Some(Level::Needed));
+        let mixed = of(&lost, &entry).expect("a risk");
+        assert_eq!(mixed.level, Level::Needed);
+        assert!(mixed.message.starts_with("/data needs sdb (a leg of md0 (raid1)), which is transient: "));
         entry.set_durability(Durability::Durable);
         lost.uncaptured.push("vdc".into());
         let message = of(&lost, &entry).map(|risk| risk.message).unwrap_or_default();

@@ -97,12 +97,10 @@ fn evidence(verdict: &Verdict) -> Vec<proto::Evidence> {
     verdict.evidence.iter().map(one).collect()
 }
 
-/// As good as can be told while nobody waits. Blocks.
+/// As good as can be told without touching a disk: what only a warning file says is known after the first survey. Blocks.
 pub(super) fn verdicts_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> BTreeMap<Dev, Verdict> {
     let (platform, metadata) = (Platform::read(root), Metadata::read(root));
-    let mut markers = BTreeMap::new();
-    transient::find_markers(root, &guest.superblocks, platform, |dev, found| drop(markers.insert(dev, found)));
-    let knowledge = Knowledge { platform, metadata: &metadata, markers: &markers, configured };
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &BTreeMap::new(), configured };
     transient::classify(&guest.superblocks, &guest.disks, &knowledge)
 }
 

@@ -71,6 +71,9 @@ impl Presented {
     }
 }
 
+/// What the receipt at a mount point said before it was rewritten: its grade then, and why.
+pub type Recall<'a> = dyn Fn(&str, &Sector) -> Option<(Grade, String)> + 'a;
+
 /// Where this is asked.
 #[derive(Clone, Copy)]
 pub enum Host<'a> {
@@ -78,7 +81,7 @@ pub enum Host<'a> {
     Elsewhere,
     /// the file systems of this machine are the copies; `recall` knows, by its mount point, what one that was rewritten here
     /// since said before
-    Restored { recall: &'a dyn Fn(&str, &Sector) -> Option<(Grade, String)> },
+    Restored { recall: &'a Recall<'a> },
 }
 
 impl Host<'_> {
