@@ -95,8 +95,8 @@ impl Dice {
 }
 
 /// A new hold is begun this long after the last at most; a copy is cut this long after the last.
-const PAUSE: Duration = Duration::from_millis(150);
-const HELD: Duration = Duration::from_millis(120);
+const PAUSE: Duration = Duration::from_millis(250);
+const HELD: Duration = Duration::from_millis(250);
 const BETWEEN_COPIES: Duration = Duration::from_millis(45);
 
 fn truth(lab: &Lab, kind: Type) {
