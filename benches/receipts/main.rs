@@ -67,7 +67,8 @@ fn measured(lab: &Lab) {
         }
         for (receipt, row) in &rows {
             let name = format!("{}, {}", kind.name(), if *receipt { "with receipts" } else { "without" });
-            let [prepare, quiesce, freeze, write] = [&row.prepare, &row.quiesce, &row.freeze, &row.write].map(|times| median(times));
+            let [prepare, quiesce, freeze, write] =
+                [&row.prepare, &row.quiesce, &row.freeze, &row.write].map(|times| median(times));
             println!("{name:<24} {prepare:>8.1} {quiesce:>8.1} {freeze:>8.1} {write:>14.1}");
         }
         let ratio = median(&rows[1].1.quiesce) / median(&rows[0].1.quiesce);
