@@ -67,7 +67,7 @@ fn certainty(entry: &proto::Coverage) -> Option<&'static str> {
 }
 
 fn is_memory(entry: &proto::Coverage) -> bool {
-    entry.disk.starts_with("tmpfs:")
+    ["tmpfs:", "devtmpfs:", "ramfs:"].iter().any(|kind| entry.disk.starts_with(kind))
 }
 
 fn worst(entry: &proto::Coverage) -> proto::RiskLevel {

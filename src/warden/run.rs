@@ -43,6 +43,8 @@ use crate::{
 
 /// After the deadline a daemon has this long to release its databases before their sockets are shut.
 const SOCKETS_GRACE: Duration = Duration::from_secs(2);
+/// Idle for so long, in ms, it gives back what memory it can, once.
+const SETTLED: u16 = 700;
 /// More than this between the two clocks was a suspend.
 const JUMP: Duration = Duration::from_secs(1);
 
@@ -75,6 +77,8 @@ struct Warden {
     said_deadline: bool,
     said_jump: bool,
     lost: bool,
+    /// memory was given back since the last hold
+    slim: bool,
 }
 
 fn start(mut arguments: impl Iterator<Item = OsString>) -> io::Result<Warden> {
@@ -119,6 +123,7 @@ fn start(mut arguments: impl Iterator<Item = OsString>) -> io::Result<Warden> {
         said_deadline: false,
         said_jump: false,
         lost: false,
+        slim: false,
     })
 }
 
@@ -135,6 +140,11 @@ impl Warden {
         loop {
             self.deliver();
             let voices = self.listen();
+            if voices.is_empty() && self.hold.is_none() && !self.slim {
+                // what ended the last hold is not needed until the next one
+                memory::shed();
+                self.slim = true;
+            }
             let now = clock::monotonic();
             for voice in voices {
                 match voice {
@@ -184,7 +194,7 @@ impl Warden {
     }
 
     fn patience(&self) -> PollTimeout {
-        let Some(hold) = &self.hold else { return PollTimeout::NONE };
+        let Some(hold) = &self.hold else { return if self.slim { PollTimeout::NONE } else { SETTLED.into() } };
         let now = clock::monotonic();
         let next = hold.due(now).map_or(self.listener.next(), |due| due.min(self.listener.next()));
         let deadline = self.house.marker.deadline().filter(|_| !self.said_deadline).map_or(TICK, Deadline::left);
@@ -257,6 +267,7 @@ impl Warden {
                 family::lock_memory();
                 self.listener = Listener::new(now, marker.daemon_pulse().load(SeqCst));
                 (self.said_deadline, self.said_jump) = (false, false);
+                self.slim = false;
                 self.hold = Some(Hold::new(Rc::clone(&self.house)));
                 Word::Begun
             }
