@@ -352,6 +352,13 @@ pub const SECTIONS: &[Section] = &[
                 about: "Mount points you know to be transient, e.g. [\"/mnt\"].",
                 also: &["include", "disks"],
             },
+            Key {
+                name: "durable",
+                kind: Kind::Paths,
+                default: Default::Is("[]"),
+                about: "Mount points you know to be durable, whatever their disk, its label or the cloud's metadata look like.",
+                also: &["persistent"],
+            },
         ],
     },
     Section {

@@ -211,6 +211,8 @@ pub struct Filesystems {
 pub struct Transient {
     pub policy: TransientPolicy,
     pub mounts: Vec<PathBuf>,
+    /// the opposite
+    pub durable: Vec<PathBuf>,
     /// what differs for single file systems
     pub exceptions: Vec<TransientMount>,
 }
@@ -533,6 +535,7 @@ mod tests {
             ("[paths]\nrun = \"run\"", "\"run\" is not an absolute path"),
             ("[paths]\nrun = \"/run/../tmp\"", "\"/run/../tmp\" has .. in it"),
             ("[transient]\nmounts = [\"mnt\"]", "\"mnt\" is not an absolute path"),
+            ("[transient]\ndurable = [\"/mnt/\"]\nmounts = [\"/mnt\"]", "\"/mnt/\" is in `mounts`, too"),
             ("[listen]\nguest_agent = \"on\"", "\"on\" is not \"auto\", \"off\", an absolute path or \"vsock:PORT\""),
             ("[listen]\nvsock = 0", "0 is not from 1 to 4294967294"),
             ("[listen.tcp]\naddress = \"localhost\"", "\"localhost\" is not ADDRESS:PORT"),

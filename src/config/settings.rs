@@ -379,7 +379,13 @@ fn transient(merged: &Fragment, view: &View<'_>) -> Result<Transient, Error> {
         }
         exceptions.push(TransientMount { path, stance: stance(&row)? });
     }
-    Ok(Transient { policy, mounts: view.paths("mounts")?, exceptions })
+    let (mounts, durable) = (view.paths("mounts")?, view.paths("durable")?);
+    if let Some(both) = durable.iter().find(|path| mounts.iter().any(|other| other.components().eq(path.components())))
+    {
+        let why = format!("\"{}\" is in `mounts`, too: it cannot be both", both.display());
+        return Err(view.invalid("durable", &view.required("durable")?, why));
+    }
+    Ok(Transient { policy, mounts, durable, exceptions })
 }
 
 fn stance(row: &View<'_>) -> Result<Stance, Error> {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use super::{Durability, Evidence, Knowledge, Leg, Verdict, Weight, is_named, rules::Rules, tidy};
+use super::{Configured, Durability, Evidence, Knowledge, Leg, Verdict, Weight, is_named, rules::Rules, tidy};
 use crate::guest::{
     Dev, Kind, Superblock,
     disks::{BlockGraph, Node, Role},
@@ -15,7 +15,8 @@ pub(super) struct Judge<'a> {
     by_dev: BTreeMap<Dev, &'a Superblock>,
     graph: &'a BlockGraph,
     knowledge: &'a Knowledge<'a>,
-    configured: Vec<PathBuf>,
+    /// tidy paths, and what is said of them
+    configured: Vec<(PathBuf, Durability)>,
     rules: Rules<'a>,
     known: BTreeMap<Node, Verdict>,
 }
@@ -26,7 +27,11 @@ impl<'a> Judge<'a> {
             by_dev: superblocks.iter().map(|s| (s.dev, s)).collect(),
             graph,
             knowledge,
-            configured: knowledge.configured.iter().map(|path| tidy(path)).collect(),
+            configured: {
+                let of = |paths: &[PathBuf], says| paths.iter().map(|path| (tidy(path), says)).collect::<Vec<_>>();
+                let Configured { transient, durable } = knowledge.configured;
+                [of(transient, Durability::Transient), of(durable, Durability::Durable)].concat()
+            },
             rules: Rules::new(superblocks, graph, knowledge),
             known: BTreeMap::new(),
         }
@@ -57,8 +62,8 @@ impl<'a> Judge<'a> {
         let configured = self
             .configured
             .iter()
-            .find(|path| is_named(superblock, path))
-            .map(|mount| say("config", mount.display().to_string(), Weight::Configuration, Durability::Transient));
+            .find(|(path, _)| is_named(superblock, path))
+            .map(|(mount, says)| say("config", mount.display().to_string(), Weight::Configuration, *says));
         let on_disk = !self.graph.parts(Node::Superblock(dev)).is_empty();
         let memory = (superblock.kind == Kind::Memory && !on_disk)
             .then(|| say("type", superblock.fs_type.clone(), Weight::Identity, Durability::Transient));

@@ -137,8 +137,14 @@ pub struct Knowledge<'a> {
     pub metadata: &'a Metadata,
     /// warning files that were found
     pub markers: &'a BTreeMap<Dev, Found>,
-    /// mount points the administrator calls transient
-    pub configured: &'a [PathBuf],
+    pub configured: Configured<'a>,
+}
+
+/// Mount points of which the administrator says it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Configured<'a> {
+    pub transient: &'a [PathBuf],
+    pub durable: &'a [PathBuf],
 }
 
 /// A verdict for every superblock.
@@ -183,10 +189,11 @@ mod tests {
 
     fn on<'a>(
         platform: &str,
-        configured: &'a [PathBuf],
+        transient: &'a [PathBuf],
         metadata: &'a Metadata,
         markers: &'a BTreeMap<Dev, Found>,
     ) -> Knowledge<'a> {
+        let configured = Configured { transient, durable: &[] };
         Knowledge { platform: Platform::named(platform).unwrap(), metadata, markers, configured }
     }
 
@@ -228,6 +235,22 @@ mod tests {
     #[test]
     fn a_file_on_tmpfs_makes_what_is_in_it_transient() {
         assert_eq!(of("loop-on-ext4", &[])["7:2"], said(Durability::Transient, &["type=tmpfs"]));
+    }
+
+    #[test]
+    fn what_the_administrator_calls_durable_is_whatever_its_disk_says() {
+        let guest = guest::read(fixture("nova").path()).unwrap();
+        let mount = guest.superblocks.iter().find(|s| s.dev.to_string() == "254:16").unwrap().mounts[0].clone();
+        let (durable, metadata, markers) = ([mount.clone()], Metadata::default(), BTreeMap::new());
+        let mut knowledge = on("openstack", &[], &metadata, &markers);
+        let verdict = |knowledge: &Knowledge<'_>| {
+            classify(&guest.superblocks, &guest.disks, knowledge)[&Dev { major: 254, minor: 16 }].clone()
+        };
+        assert_eq!(verdict(&knowledge).durability, Durability::Transient);
+        knowledge.configured.durable = &durable;
+        let now = verdict(&knowledge);
+        assert_eq!((now.durability, now.evidence[0].source), (Durability::Durable, "config"));
+        assert!(now.evidence.iter().any(|item| item.source == "label"), "what lost is shown: {now:?}");
     }
 
     #[test]

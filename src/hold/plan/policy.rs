@@ -187,7 +187,7 @@ mod tests {
 
     fn settings(policy: TransientPolicy, stance: Option<Stance>) -> Transient {
         let exceptions = stance.into_iter().map(|stance| TransientMount { path: "/mnt".into(), stance }).collect();
-        Transient { policy, mounts: Vec::new(), exceptions }
+        Transient { policy, mounts: Vec::new(), durable: Vec::new(), exceptions }
     }
 
     fn full() -> Vec<proto::Risk> {

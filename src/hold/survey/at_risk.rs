@@ -314,8 +314,8 @@ fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
 }
 
 /// Before anybody asks: disks that are transient, whatever the snapshot.
-pub(super) fn to_count_at_start(guest: &Guest, root: &Path, transient_mounts: &[PathBuf]) -> Vec<Place> {
-    let verdicts = super::facts::verdicts_at_start(guest, root, transient_mounts);
+pub(super) fn to_count_at_start(guest: &Guest, root: &Path, configured: transient::Configured<'_>) -> Vec<Place> {
+    let verdicts = super::facts::verdicts_at_start(guest, root, configured);
     let gone = |superblock: &&Superblock| {
         verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
             transient::Durability::Transient | transient::Durability::Mixed => true,

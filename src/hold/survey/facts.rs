@@ -16,7 +16,7 @@ use crate::{
         space,
         space::Space,
         superblock,
-        transient::{self, Found, Knowledge, Verdict},
+        transient::{self, Configured, Found, Knowledge, Verdict},
     },
     hold::{
         plan::{Facts, Leaf},
@@ -30,7 +30,7 @@ use crate::{
 pub(super) async fn gather(
     guest: &mut Guest,
     root: &Path,
-    transient_mounts: &[PathBuf],
+    configured: Configured<'_>,
     look: Look,
 ) -> (BTreeMap<Dev, Facts>, Storage) {
     let (touched, written) = tokio::join!(touch(guest, root), written_to(guest, root));
@@ -40,7 +40,7 @@ pub(super) async fn gather(
         }
     }
     let guest = &*guest;
-    let storage = storage(guest, root, transient_mounts, look).await;
+    let storage = storage(guest, root, configured, look).await;
     let mut all = BTreeMap::new();
     for superblock in &guest.superblocks {
         let dev = superblock.dev;
@@ -98,14 +98,14 @@ fn evidence(verdict: &Verdict) -> Vec<proto::Evidence> {
 }
 
 /// As good as can be told without touching a disk: what only a warning file says is known after the first survey. Blocks.
-pub(super) fn verdicts_at_start(guest: &Guest, root: &Path, configured: &[PathBuf]) -> BTreeMap<Dev, Verdict> {
+pub(super) fn verdicts_at_start(guest: &Guest, root: &Path, configured: Configured<'_>) -> BTreeMap<Dev, Verdict> {
     let (platform, metadata) = (Platform::read(root), Metadata::read(root));
     let knowledge = Knowledge { platform, metadata: &metadata, markers: &BTreeMap::new(), configured };
     transient::classify(&guest.superblocks, &guest.disks, &knowledge)
 }
 
 /// While something is held, no file of a disk is read: what fstab and warning files say is left out then.
-async fn storage(guest: &Guest, root: &Path, configured: &[PathBuf], look: Look) -> Storage {
+async fn storage(guest: &Guest, root: &Path, configured: Configured<'_>, look: Look) -> Storage {
     let from = root.to_owned();
     let read = move || {
         let entries = match look {

@@ -172,7 +172,7 @@ pub async fn check(
 pub fn warm_up(settings: &Settings, surroundings: &Surroundings) {
     let root = &surroundings.root;
     if let Ok(guest) = guest::read(root) {
-        surroundings.contents.want(at_risk::to_count_at_start(&guest, root, &settings.transient.mounts));
+        surroundings.contents.want(at_risk::to_count_at_start(&guest, root, configured(settings)));
         let _ = guest::databases::read(root, &guest.processes);
         let _ = preflight::read(root, &guest);
     }
@@ -210,6 +210,11 @@ async fn callers(settings: &Settings, surroundings: &Surroundings, hooks: &[Hook
     }
 }
 
+/// What the administrator says of mount points.
+fn configured(settings: &Settings) -> transient::Configured<'_> {
+    transient::Configured { transient: &settings.transient.mounts, durable: &settings.transient.durable }
+}
+
 /// A refusal as one line of a report.
 pub fn as_problem(refusal: &Refusal) -> proto::Problem {
     problem(Severity::Refusal, refusal.reason, "", &refusal.message, &refusal.hint)
@@ -226,7 +231,7 @@ pub async fn survey(
     look: Look,
 ) -> Result<Survey, Refusal> {
     let mut guest = read_guest(&surroundings.root).await?;
-    let (facts, storage) = facts::gather(&mut guest, &surroundings.root, &settings.transient.mounts, look).await;
+    let (facts, storage) = facts::gather(&mut guest, &surroundings.root, configured(settings), look).await;
     let plan = plan::plan(&Inputs {
         superblocks: &guest.superblocks,
         facts: &facts,
@@ -386,8 +391,9 @@ impl Survey {
         let exceptions: Vec<PathBuf> = settings.transient.exceptions.iter().map(|e| e.path.clone()).collect();
         let unmatched = |paths: &[PathBuf]| transient::unmatched(&self.guest.superblocks, paths);
         let mounts = unmatched(&settings.transient.mounts).into_iter().map(|mount| (mount, "[transient] mounts"));
+        let durable = unmatched(&settings.transient.durable).into_iter().map(|mount| (mount, "[transient] durable"));
         let exceptions = unmatched(&exceptions).into_iter().map(|mount| (mount, "a [[transient.mount]]"));
-        for (mount, place) in mounts.chain(exceptions) {
+        for (mount, place) in mounts.chain(durable).chain(exceptions) {
             let message = format!("{} in {place} is not a mount point", mount.display());
             let hint = "correct it, or remove it if that disk is gone";
             self.problems.push(problem(

@@ -15,6 +15,9 @@ struct Expected {
     /// `[transient] mounts`
     #[serde(default)]
     configured: Vec<PathBuf>,
+    /// `[transient] durable`
+    #[serde(default)]
+    durable: Vec<PathBuf>,
     /// mount points the caller says are in the snapshot; none: not told
     #[serde(default)]
     captured: Vec<PathBuf>,
@@ -62,7 +65,8 @@ fn look(root: &Path, expected: &Expected) -> Found {
     let mut markers = BTreeMap::new();
     transient::find_markers(root, &guest.superblocks, platform, |dev, found| drop(markers.insert(dev, found)));
     let metadata = Metadata::read(root);
-    let knowledge = Knowledge { platform, metadata: &metadata, markers: &markers, configured: &expected.configured };
+    let configured = transient::Configured { transient: &expected.configured, durable: &expected.durable };
+    let knowledge = Knowledge { platform, metadata: &metadata, markers: &markers, configured };
     let storage = Storage::of(&guest, &knowledge, fstab::read(root));
     let local = |s: &&Superblock| !matches!(s.kind, Kind::Pseudo | Kind::Remote);
     let mount = |s: &Superblock| {
