@@ -3,6 +3,9 @@
 //!
 //! Only where there is such a disk at all; never while something is held. What does not answer in time is left out and said.
 
+mod told;
+mod wanted;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
@@ -11,24 +14,23 @@ use std::{
 
 use tokio::task::JoinHandle;
 
+pub(super) use self::wanted::to_count_at_start;
+use self::{
+    told::{broken_apart, fill, of_servers},
+    wanted::{counts_writers, to_count, wanted},
+};
 use super::{Look, READ_LIMIT, Surroundings, Survey, TOUCH_LIMIT, in_a_thread};
 use crate::{
     config::{Settings, Stance},
     guest::{
-        Dev, Guest, Kind, Superblock,
-        risk::{self, Care, Found, Level, Risk, Wanted, Writer},
-        transient,
+        Dev,
+        risk::{self, Found, Level, Risk, Wanted, Writer},
         whereabouts::Whereabouts,
     },
-    hold::{
-        contents::Place,
-        plan::{Lost, display, policy, problem},
-    },
-    proto::{self, Durability, InSnapshot, RiskLevel, Severity},
+    hold::plan::{display, policy, problem},
+    proto::{self, InSnapshot, Severity},
 };
 
-/// As the contract has it.
-const MOST: usize = 64;
 /// A server's children are its own; nobody nests deeper.
 const GENERATIONS: usize = 8;
 
@@ -282,226 +284,5 @@ impl Survey {
             let hint = "capture that disk, too, or keep a copy of them";
             self.problems.push(problem(severity, "OUTSIDE_SNAPSHOT", &mount, &message, hint));
         }
-    }
-}
-
-/// What to look for on a file system that will be missed; `None`: nothing that can be found without asking databases.
-fn wanted(superblock: &Superblock) -> Option<Wanted> {
-    let own = superblock.namespace.is_none();
-    let is_root = own && superblock.mounts.iter().any(|mount| mount == Path::new("/"));
-    let care = match superblock.kind {
-        Kind::Freezable | Kind::FlushOnly | Kind::Unknown if is_root => Care::System,
-        Kind::Freezable | Kind::FlushOnly | Kind::Unknown if own => Care::Everything,
-        // its paths are another namespace's; who writes there is told all the same
-        Kind::Freezable | Kind::FlushOnly | Kind::Unknown => Care::Nothing,
-        Kind::Memory if own && !superblock.mounts.iter().all(|mount| is_for_memory(mount)) => Care::State,
-        Kind::Memory | Kind::Remote | Kind::Stacked | Kind::Image | Kind::Pseudo => return None,
-    };
-    let mount = superblock.open_at.as_ref().filter(|_| superblock.below.is_none());
-    let home = mount.filter(|_| matches!(care, Care::Everything | Care::System));
-    Some(Wanted {
-        dev: superblock.dev,
-        care,
-        mount_id: home.map(|mount| mount.mount_id).unwrap_or_default(),
-        home: home.map(|mount| mount.path.clone()),
-    })
-}
-
-/// A disk that can be looked into.
-fn to_count(superblock: &Superblock, uuid: &str) -> Option<Place> {
-    let home = wanted(superblock)?.home?;
-    Some(Place { dev: superblock.dev, uuid: uuid.to_owned(), top: home })
-}
-
-/// Before anybody asks: disks that are transient, whatever the snapshot.
-pub(super) fn to_count_at_start(guest: &Guest, root: &Path, configured: transient::Configured<'_>) -> Vec<Place> {
-    let verdicts = super::facts::verdicts_at_start(guest, root, configured);
-    let gone = |superblock: &&Superblock| {
-        verdicts.get(&superblock.dev).is_some_and(|verdict| match verdict.durability {
-            transient::Durability::Transient | transient::Durability::Mixed => true,
-            transient::Durability::Unknown | transient::Durability::Durable => false,
-        })
-    };
-    let uuid = |superblock: &Superblock| guest.disks.uuid(superblock.dev).unwrap_or_default().to_owned();
-    guest.superblocks.iter().filter(gone).filter_map(|s| to_count(s, &uuid(s))).collect()
-}
-
-/// Where everybody has something in memory, and knows it.
-fn is_for_memory(mount: &Path) -> bool {
-    let usual = ["/run", "/dev", "/tmp", "/sys", "/proc", "/var/run", "/var/lock", "/var/tmp"];
-    // secrets and shared memory of containers
-    let runtimes = ["/var/lib/kubelet", "/var/lib/docker", "/var/lib/containers", "/var/lib/containerd"];
-    usual.iter().chain(&runtimes).any(|above| mount.starts_with(above))
-}
-
-/// Who writes into memory is of no interest.
-fn counts_writers(superblock: &Superblock) -> bool {
-    match superblock.kind {
-        Kind::Freezable | Kind::FlushOnly | Kind::Unknown => true,
-        Kind::Memory | Kind::Remote | Kind::Stacked | Kind::Image | Kind::Pseudo => false,
-    }
-}
-
-/// Something durable of which a part will be missed.
-fn broken_apart(lost: &Lost, superblock: &Superblock, entry: &proto::Coverage, legs: &[String]) -> Option<Risk> {
-    let mount = display(superblock);
-    let needed = |message: String| {
-        Some(Risk { level: Level::Needed, subject: mount.clone(), path: PathBuf::from(&mount), message })
-    };
-    if !lost.uncaptured.is_empty() {
-        let left = lost.uncaptured.join(", ");
-        return needed(format!(
-            "{mount} lies on {left}, too, which the caller does not capture: the rest is worth nothing without"
-        ));
-    }
-    match entry.durability() {
-        Durability::Mixed => {
-            let which = match legs {
-                [] => "a disk that is".to_owned(),
-                [one] => format!("{one}, which is"),
-                several => format!("{}, which are", several.join(", ")),
-            };
-            needed(format!("{mount} needs {which} transient: the rest is worth nothing without"))
-        }
-        Durability::Unspecified | Durability::Unknown | Durability::Durable | Durability::Transient => None,
-    }
-}
-
-/// Servers that nobody holds, by what they have open.
-fn of_servers(writers: &[Writer], unheld: &BTreeMap<i32, (i32, String)>) -> Vec<Risk> {
-    let mut files: BTreeMap<(i32, &str), u32> = BTreeMap::new();
-    for writer in writers {
-        if let Some((server, engine)) = unheld.get(&writer.pid) {
-            *files.entry((*server, engine)).or_default() += writer.files;
-        }
-    }
-    let risk = |((pid, engine), files): ((i32, &str), u32)| Risk {
-        level: Level::Database,
-        subject: format!("db:{engine}"),
-        path: PathBuf::new(),
-        message: format!(
-            "{engine} (pid {pid}) has {files} {} open for writing",
-            if files == 1 { "file" } else { "files" }
-        ),
-    };
-    files.into_iter().map(risk).collect()
-}
-
-/// Worst first, each thing once, and not more than the contract allows.
-fn fill(entry: &mut proto::Coverage, mut risks: Vec<Risk>) {
-    risks.sort_by_key(|risk| std::cmp::Reverse(risk.level));
-    let mut seen = BTreeSet::new();
-    risks.retain(|risk| seen.insert((risk.subject.clone(), risk.path.clone())));
-    risks.truncate(MOST);
-    for risk in &risks {
-        if risk.level >= Level::State && !entry.at_risk.contains(&risk.subject) {
-            entry.at_risk.push(risk.subject.clone());
-        }
-    }
-    let told = |risk: Risk| proto::Risk {
-        level: match risk.level {
-            Level::Benign => RiskLevel::Benign,
-            Level::NotEmpty => RiskLevel::NotEmpty,
-            Level::Written => RiskLevel::Written,
-            Level::State => RiskLevel::State,
-            Level::Database => RiskLevel::Database,
-            Level::Needed => RiskLevel::Needed,
-        }
-        .into(),
-        subject: risk.subject,
-        path: risk.path.display().to_string(),
-        message: risk.message,
-    };
-    entry.risks = risks.into_iter().map(told).collect();
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn superblock(kind: Kind, mounts: &[&str]) -> Superblock {
-        Superblock {
-            dev: Dev { major: 8, minor: 1 },
-            fs_type: "ext4".into(),
-            source: "/dev/sda1".into(),
-            options: "rw".into(),
-            kind,
-            read_only: false,
-            open_at: None,
-            mounts: mounts.iter().map(PathBuf::from).collect(),
-            namespace: None,
-            below: None,
-        }
-    }
-
-    fn care(kind: Kind, mounts: &[&str]) -> Option<Care> {
-        wanted(&superblock(kind, mounts)).map(|wanted| wanted.care)
-    }
-
-    #[test]
-    fn disks_are_looked_at_closely_memory_where_people_put_things_and_the_rest_not_at_all() {
-        assert_eq!(care(Kind::Freezable, &["/mnt"]), Some(Care::Everything));
-        assert_eq!(care(Kind::FlushOnly, &["/mnt"]), Some(Care::Everything));
-        assert_eq!(care(Kind::Freezable, &["/", "/mnt"]), Some(Care::System));
-        assert_eq!(care(Kind::Memory, &["/var/lib/mysql"]), Some(Care::State));
-        for quiet in [&["/run"][..], &["/dev/shm"], &["/tmp", "/var/tmp"], &["/run/user/0"]] {
-            assert_eq!(care(Kind::Memory, quiet), None, "{quiet:?}");
-        }
-        assert_eq!(care(Kind::Remote, &["/net"]), None);
-        let theirs = Superblock { namespace: Some(7), ..superblock(Kind::Freezable, &["/mnt"]) };
-        assert_eq!(wanted(&theirs).map(|wanted| wanted.care), Some(Care::Nothing));
-    }
-
-    fn risk(level: Level, subject: &str, path: &str) -> Risk {
-        Risk { level, subject: subject.into(), path: path.into(), message: String::new() }
-    }
-
-    #[test]
-    fn the_worst_stands_first_each_thing_once_and_only_state_and_worse_is_at_risk() {
-        let mut entry = proto::Coverage::default();
-        let mut risks = vec![
-            risk(Level::Written, "process:java", ""),
-            risk(Level::State, "docker", "/mnt/docker"),
-            risk(Level::State, "docker", "/mnt/docker"),
-            risk(Level::State, "docker", "/mnt/pools"),
-            risk(Level::Needed, "db:orders", "/mnt/wal"),
-        ];
-        risks.extend((0..100).map(|n| risk(Level::NotEmpty, "many", &n.to_string())));
-        fill(&mut entry, risks);
-        assert_eq!(entry.at_risk, ["db:orders", "docker"]);
-        let levels: Vec<RiskLevel> = entry.risks.iter().map(proto::Risk::level).collect();
-        assert_eq!(levels[..4], [RiskLevel::Needed, RiskLevel::State, RiskLevel::State, RiskLevel::Written]);
-        assert_eq!(entry.risks.len(), MOST);
-    }
-
-    #[test]
-    fn a_volume_with_one_transient_leg_or_one_disk_left_out_is_worth_nothing_without() {
-        let mut lost = Lost { superblock: 0, coverage: 0, excluded: false, named: false, uncaptured: Vec::new() };
-        let mut entry = proto::Coverage::default();
-        let legs = ["sdb (a leg of md0 (raid1))".to_owned()];
-        let of = |lost: &Lost, entry: &proto::Coverage| {
-            broken_apart(lost, &superblock(Kind::Freezable, &["/data"]), entry, &legs)
-        };
-        assert_eq!(of(&lost, &entry), None);
-        entry.set_durability(Durability::Mixed);
-        let mixed = of(&lost, &entry).expect("a risk");
-        assert_eq!(mixed.level, Level::Needed);
-        assert!(mixed.message.starts_with("/data needs sdb (a leg of md0 (raid1)), which is transient: "));
-        entry.set_durability(Durability::Durable);
-        lost.uncaptured.push("vdc".into());
-        let message = of(&lost, &entry).map(|risk| risk.message).unwrap_or_default();
-        assert_eq!(
-            message,
-            "/data lies on vdc, too, which the caller does not capture: the rest is worth nothing without"
-        );
-    }
-
-    #[test]
-    fn a_server_nobody_holds_is_told_by_all_its_processes_have_open() {
-        let unheld = BTreeMap::from([(7, (7, "redis".to_owned())), (8, (7, "redis".to_owned()))]);
-        let writers = [(7, 1), (8, 2), (9, 5)].map(|(pid, files)| Writer { pid, files });
-        let risks = of_servers(&writers, &unheld);
-        assert_eq!((risks.len(), risks[0].level), (1, Level::Database));
-        assert_eq!(risks[0].message, "redis (pid 7) has 3 files open for writing");
     }
 }
