@@ -12,7 +12,7 @@ use std::{
 use clap::ValueEnum;
 use serde_json::json;
 
-use super::{Answer, adapter::name, show};
+use super::{Answer, adapter::name, words};
 use crate::{
     cli::{Adapted, InstallAdapter},
     error::{Exit, Failure, reason},
@@ -214,7 +214,7 @@ fn list(root: &Path) -> Result<Answer, Failure> {
     let n = rows.len();
     Ok(Answer {
         document: json!({"adapters": documents}),
-        table: show::table(&["AGENT", "FREEZES", "INSTALLED", "PLACES"], rows),
+        table: words::table(&["AGENT", "FREEZES", "INSTALLED", "PLACES"], rows),
         sentence: format!("{n} adapters; docs/adapters.md says what each claims"),
         exit: Exit::Done,
     })

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::show::{bytes, plural};
+use super::words::{bytes, plural};
 use crate::proto;
 
 /// Below this a tmpfs holds sockets and pid files.

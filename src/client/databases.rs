@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use super::show;
+use super::words;
 use crate::proto::{self, step::Detail};
 
 /// A paragraph for each database of the report.
@@ -40,7 +40,7 @@ fn paragraph(name: &str, db: &proto::Database, freeze_by: proto::FreezeBy) -> St
     if db.open_transactions > 0 {
         let count = db.open_transactions;
         let age = db.oldest_open_transaction.as_ref();
-        let age = age.map(|age| format!(", the oldest for {}", show::duration(Some(age)))).unwrap_or_default();
+        let age = age.map(|age| format!(", the oldest for {}", words::duration(Some(age)))).unwrap_or_default();
         lines.push(format!("{count} open write transaction(s){age}: the copy rolls them back"));
     }
     if db.prepared_transactions > 0 {
@@ -80,7 +80,7 @@ pub fn logs_later(report: &proto::Report) -> String {
         } else {
             let mut files = vec!["backup_label"];
             files.extend((!db.tablespace_map.is_empty()).then_some("tablespace_map"));
-            let what = show::plural(files.len(), "this file", "these files");
+            let what = words::plural(files.len(), "this file", "these files");
             let _ =
                 writeln!(out, "{name}: copy {log} now; a restore needs {what} in the data directory, byte for byte:");
             files.iter().try_for_each(|file| {

@@ -56,7 +56,7 @@ fn text(event: &proto::Event) -> Option<String> {
             proto::Phase::Idle | proto::Phase::Unspecified => None,
         },
         proto::event::What::Step(step) => {
-            let outcome = super::show::outcome(step.outcome());
+            let outcome = super::words::outcome(step.outcome());
             Some(format!("{}: {outcome}", step.name))
         }
         proto::event::What::Problem(problem) => Some(problem.message.clone()),

@@ -19,6 +19,7 @@ mod roles;
 pub mod show;
 pub mod stdio;
 pub mod testimony;
+pub mod words;
 
 use std::{
     io::{IsTerminal, Write},
@@ -210,7 +211,7 @@ pub async fn extend(daemon: &Daemon, args: &cli::Extend) -> Result<Answer, Failu
     let mut client = daemon.connect().await?;
     not_on_what_is_held(daemon, &mut client).await?;
     let response = connect::within(LOOK_PATIENCE, client.extend(request)).await?;
-    let sentence = format!("extended: held for at most {} from now", show::duration(response.remaining.as_ref()));
+    let sentence = format!("extended: held for at most {} from now", words::duration(response.remaining.as_ref()));
     Ok(Answer { document: json::to_json(&response), table: String::new(), sentence, exit: Exit::Done })
 }
 
@@ -315,7 +316,7 @@ pub async fn history(daemon: &Daemon, args: &cli::History) -> Result<Answer, Fai
     let response = connect::within(LOOK_PATIENCE, client.list_reports(request)).await?;
     let sentence = match response.reports.len() {
         0 => "no hold yet".to_owned(),
-        n => format!("{n} {} shown, newest first; `holdstill history ID` shows one", show::plural(n, "hold", "holds")),
+        n => format!("{n} {} shown, newest first; `holdstill history ID` shows one", words::plural(n, "hold", "holds")),
     };
     Ok(Answer {
         document: json::to_json(&response),
@@ -341,7 +342,7 @@ pub fn config(file: Option<&Path>) -> Result<Answer, Failure> {
         .map(|e| json!({"key": e.key, "value": e.value, "source": e.source.to_string()}))
         .collect();
     let changed = loaded.effective.iter().filter(|e| e.source != config::Source::Default).count();
-    let mut table = show::table(&["KEY", "VALUE", "SOURCE"], rows);
+    let mut table = words::table(&["KEY", "VALUE", "SOURCE"], rows);
     for note in &loaded.notes {
         table.push_str(&format!("note: {note}\n"));
     }
@@ -350,7 +351,7 @@ pub fn config(file: Option<&Path>) -> Result<Answer, Failure> {
         table,
         sentence: match changed {
             0 => "everything is at its default".to_owned(),
-            n => format!("{n} {} set, the rest is at its default", show::plural(n, "value is", "values are")),
+            n => format!("{n} {} set, the rest is at its default", words::plural(n, "value is", "values are")),
         },
         exit: Exit::Done,
     })

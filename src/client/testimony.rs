@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::{Value as Json, json};
 
-use super::{Answer, picture, show};
+use super::{Answer, picture, show, words};
 use crate::{
     cli,
     error::{Exit, Failure, reason},
@@ -208,7 +208,7 @@ fn recalled(args: &cli::Verify) -> impl Fn(&str, &receipt::Sector) -> Option<(Gr
 
 fn lines(verification: &Verification) -> String {
     let rows = verification.filesystems.iter().map(|f| vec![f.name.clone(), f.grade.to_string(), f.why.clone()]);
-    let mut out = show::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
+    let mut out = words::table(&["FILE SYSTEM", "GRADE", "WHY"], rows);
     for claimed in &verification.claims {
         let limits = match claimed.limits.is_empty() {
             true => String::new(),

@@ -8,6 +8,7 @@
 //! [`driver`] is the one task that changes the phase; [`report`] publishes it; everyone else asks and watches.
 
 pub mod admit;
+mod aside;
 pub mod budget;
 pub mod callers;
 pub mod contents;

@@ -19,10 +19,10 @@ use tokio::sync::mpsc;
 
 use super::{
     admit::Past,
+    aside::{READ_LIMIT, in_a_thread},
     history::History,
     plan::problem,
     report::{Published, Standing},
-    survey,
 };
 use crate::{
     config::Settings,
@@ -148,7 +148,7 @@ async fn tell(settings: &Settings, report: proto::Report) -> bool {
 }
 
 async fn list(dir: PathBuf) -> Option<Listing> {
-    survey::in_a_thread(survey::READ_LIMIT, move || reporter::list(&dir)).await
+    in_a_thread(READ_LIMIT, move || reporter::list(&dir)).await
 }
 
 /// What a reporter can decide by without reading: the values are those of the document.

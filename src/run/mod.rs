@@ -44,7 +44,7 @@ use crate::{
     client::{
         RELEASE_PATIENCE,
         connect::{self, Client, Daemon, Lease},
-        print_failure, show,
+        print_failure, show, words,
     },
     error::{Failure, RUN_BROKEN, RUN_NOT_EXECUTABLE, RUN_NOT_FOUND, RUN_NOT_HELD, RUN_SIGNALED, reason},
     guest::Dev,
@@ -191,7 +191,7 @@ fn kept(stage: Option<&keep::Stage>, paths: &[PathBuf]) -> bool {
             (Err(error), _) => Err(error),
         };
         let line = match told {
-            Ok(keep::Kept::Copied(n)) => format!("kept {} ({n} {})", path.display(), show::plural(n, "file", "files")),
+            Ok(keep::Kept::Copied(n)) => format!("kept {} ({n} {})", path.display(), words::plural(n, "file", "files")),
             Ok(keep::Kept::AlreadySo) => {
                 format!("nothing to keep: the command wrote nothing to {} in memory", path.display())
             }

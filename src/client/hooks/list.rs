@@ -4,7 +4,7 @@ use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
 
 use serde_json::{Value as Json, json};
 
-use super::super::{Answer, show};
+use super::super::{Answer, words};
 use crate::{
     config::Paths,
     error::Exit,
@@ -46,7 +46,7 @@ pub fn list(dir: &Path, listing: &hook::Listing, last: &LastRuns) -> Answer {
             Some((report, step)) => (
                 when(report).map_or_else(|| "-".to_owned(), |time| time.to_string()),
                 result(step).to_owned(),
-                show::duration(whole(step).as_ref()),
+                words::duration(whole(step).as_ref()),
             ),
             None => (if last.hidden { "?" } else { "never" }.to_owned(), "-".to_owned(), "-".to_owned()),
         };
@@ -55,7 +55,7 @@ pub fn list(dir: &Path, listing: &hook::Listing, last: &LastRuns) -> Answer {
         vec![hook.name.clone(), owner(hook), runs_as, phases, limit(hook), required, when, result, took]
     });
     let header = ["HOOK", "OWNER", "RUNS AS", "PHASES", "LIMIT", "REQUIRED", "LAST RUN", "RESULT", "TOOK"];
-    let mut table = show::table(&header, rows);
+    let mut table = words::table(&header, rows);
     if !listing.ignored.is_empty() {
         table.push_str(&format!("ignored: {}\n", listing.ignored.join(", ")));
     }
@@ -71,7 +71,7 @@ pub fn list(dir: &Path, listing: &hook::Listing, last: &LastRuns) -> Answer {
     Answer {
         document: json!({"dir": dir, "hooks": hooks, "ignored": listing.ignored, "notes": notes}),
         table,
-        sentence: format!("{n} {} in {}", show::plural(n, "hook", "hooks"), dir.display()),
+        sentence: format!("{n} {} in {}", words::plural(n, "hook", "hooks"), dir.display()),
         exit: Exit::Done,
     }
 }

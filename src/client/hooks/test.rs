@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use serde_json::{Value as Json, json};
 
-use super::super::{Answer, show};
+use super::super::{Answer, words};
 use crate::{
     error::{Exit, Failure},
     hold::RefusalKind,
@@ -132,11 +132,11 @@ fn harmless(line: &str) -> String {
 }
 
 fn tested(tried: &[Tried], hooks: usize) -> Answer {
-    let mut out = show::table(
+    let mut out = words::table(
         &["HOOK", "PHASE", "STATE", "TOOK"],
         tried.iter().map(|t| {
-            let state = show::outcome(t.step.outcome()).to_owned();
-            vec![t.step.name.clone(), t.phase.as_str().to_owned(), state, show::duration(t.step.took.as_ref())]
+            let state = words::outcome(t.step.outcome()).to_owned();
+            vec![t.step.name.clone(), t.phase.as_str().to_owned(), state, words::duration(t.step.took.as_ref())]
         }),
     );
     for t in tried {
@@ -153,7 +153,7 @@ fn tested(tried: &[Tried], hooks: usize) -> Answer {
         table: out,
         sentence: match failed.first() {
             Some(why) => format!("failed to {why}"),
-            None => format!("{hooks} {} ran as in a hold and succeeded", show::plural(hooks, "hook", "hooks")),
+            None => format!("{hooks} {} ran as in a hold and succeeded", words::plural(hooks, "hook", "hooks")),
         },
         exit: if failed.is_empty() { Exit::Done } else { Exit::Failed },
     }

@@ -2,7 +2,7 @@
 
 use super::timeline::text;
 use crate::{
-    client::show,
+    client::words,
     proto::{self, Durability, InSnapshot},
 };
 
@@ -79,8 +79,8 @@ fn disk(entry: &proto::Coverage, largest: u64) -> Disk {
     let name = if mounts.is_empty() { entry.disk.clone() } else { format!("{mounts} ({})", entry.disk) };
     let kind = if entry.r#type.is_empty() { String::new() } else { format!("{}, ", entry.r#type) };
     let about = match entry.size_bytes {
-        0 => format!("{kind}{} used", show::bytes(entry.used_bytes)),
-        whole => format!("{kind}{} of {} used", show::bytes(entry.used_bytes), show::bytes(whole)),
+        0 => format!("{kind}{} used", words::bytes(entry.used_bytes)),
+        whole => format!("{kind}{} of {} used", words::bytes(entry.used_bytes), words::bytes(whole)),
     };
     let missed = if entry.at_risk.is_empty() {
         entry.risks.iter().map(|risk| risk.subject.as_str()).take(8).collect::<Vec<_>>().join(", ")

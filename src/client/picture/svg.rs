@@ -7,7 +7,10 @@ use super::{
     disks::{Disk, Fate, Map},
     timeline::{Mark, Row, Timeline, text},
 };
-use crate::{client::show, proto};
+use crate::{
+    client::{show, words},
+    proto,
+};
 
 const WIDTH: f64 = 1000.0;
 const LEFT: f64 = 200.0;
@@ -67,7 +70,7 @@ fn describe(report: &proto::Report, timeline: &Timeline, map: &Map) -> String {
 }
 
 fn span(time: std::time::Duration) -> String {
-    show::duration(time.try_into().ok().as_ref())
+    words::duration(time.try_into().ok().as_ref())
 }
 
 struct Body {
@@ -112,7 +115,7 @@ impl Body {
         self.y += LINE;
         if timeline.left_out > 0 {
             let n = timeline.left_out;
-            self.text(16.0, "n", &format!("and {n} {} left out", show::plural(n, "other", "others")));
+            self.text(16.0, "n", &format!("and {n} {} left out", words::plural(n, "other", "others")));
             self.y += LINE;
         }
         let legend =
@@ -154,7 +157,7 @@ impl Body {
         self.y += LINE;
         if map.left_out > 0 {
             let n = map.left_out;
-            let words = show::plural(n, "other is nearly empty or", "others are nearly empty or");
+            let words = words::plural(n, "other is nearly empty or", "others are nearly empty or");
             self.text(16.0, "n", &format!("{n} {words} left out"));
             self.y += LINE;
         }

@@ -7,7 +7,7 @@ use super::{
     disks::{Disk, Fate, Map},
     timeline::{Mark, Row, Timeline},
 };
-use crate::{client::show, proto};
+use crate::{client::words, proto};
 
 /// What bars are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +93,7 @@ fn timeline(timeline: &Timeline, width: usize, letters: Letters) -> String {
     let took = timeline
         .phases
         .iter()
-        .map(|phase| format!("{} {}", phase.name, show::duration(phase.took.try_into().ok().as_ref())));
+        .map(|phase| format!("{} {}", phase.name, words::duration(phase.took.try_into().ok().as_ref())));
     for line in wrapped(took, ", ", width) {
         let _ = writeln!(out, "{line}");
     }
@@ -152,7 +152,7 @@ fn map(map: &Map, width: usize, letters: Letters) -> String {
     }
     if map.left_out > 0 {
         let n = map.left_out;
-        let _ = writeln!(out, "and {n} {} that hold next to nothing", show::plural(n, "other", "others"));
+        let _ = writeln!(out, "and {n} {} that hold next to nothing", words::plural(n, "other", "others"));
     }
     out
 }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::{
-    client::show,
+    client::{show, words},
     proto::{self, StepKind, StepOutcome, step::Detail},
 };
 
@@ -154,7 +154,7 @@ fn row(step: &proto::Step, report: &proto::Report, phases: &[Phase]) -> Row {
     let words = [(took, "took"), (held, held_word(step)), (undo_took, "undone in")];
     let words: Vec<String> = words
         .into_iter()
-        .filter_map(|(time, word)| Some(format!("{word} {}", show::duration(time?.try_into().ok().as_ref()))))
+        .filter_map(|(time, word)| Some(format!("{word} {}", words::duration(time?.try_into().ok().as_ref()))))
         .collect();
     let numbers = match (words.is_empty(), step.reason.is_empty()) {
         (false, _) => words.join(", "),
@@ -164,7 +164,7 @@ fn row(step: &proto::Step, report: &proto::Report, phases: &[Phase]) -> Row {
     Row {
         name: text(&step.name),
         kind: step.kind(),
-        outcome: show::outcome(step.outcome()),
+        outcome: words::outcome(step.outcome()),
         bad: matches!(step.outcome(), StepOutcome::Failed | StepOutcome::UndoFailed),
         spans,
         numbers,

@@ -33,11 +33,12 @@ use self::{
     read::Place,
 };
 use super::{
+    aside::{READ_LIMIT, TOUCH_LIMIT, in_a_thread},
     plan::problem,
     receipt::State,
     report::{Published, now},
     reporters::nobody_waits,
-    survey::{self, Surroundings},
+    survey::Surroundings,
     verify,
 };
 use crate::{
@@ -47,8 +48,6 @@ use crate::{
     sys,
 };
 
-/// What touches one disk: one that is dead costs its testimony, nothing else.
-const TOUCH_LIMIT: Duration = Duration::from_secs(2);
 /// How many disks are asked at the same time: each takes a thread, and holds need threads too.
 const AT_ONCE: usize = 4;
 /// A hold waits at most this long for us, and after it no receipt is touched any more.
@@ -186,7 +185,7 @@ impl Work {
     /// What there is to judge by. `None`: it could not be read, or not in time.
     async fn look(&self, last_hold: String) -> Option<(Vec<Place>, Seen)> {
         let (root, state) = (self.root.clone(), self.settings.paths.state.clone());
-        let read = survey::in_a_thread(survey::READ_LIMIT, move || {
+        let read = in_a_thread(READ_LIMIT, move || {
             let (now, places) = read::machine(&root)?;
             let seen = Seen {
                 booted: read::booted(&root),
@@ -213,7 +212,7 @@ impl Work {
         };
         let one = |place: Place| async move {
             let asked = place.clone();
-            let paper = survey::in_a_thread(TOUCH_LIMIT, move || read::paper(&asked)).await;
+            let paper = in_a_thread(TOUCH_LIMIT, move || read::paper(&asked)).await;
             if paper.is_none() {
                 tracing::warn!(mount = %place.root.display(), "the receipt there could not be read in time");
             }
@@ -242,7 +241,7 @@ impl Work {
             async move {
                 let fallback = testimony_of(&paper, String::new(), "its disk did not answer in time".into(), stale);
                 let work = move || settle(&place, &paper, stale, &boot_id, &open);
-                survey::in_a_thread(TOUCH_LIMIT, work).await.unwrap_or(fallback)
+                in_a_thread(TOUCH_LIMIT, work).await.unwrap_or(fallback)
             }
         };
         stream::iter(all).map(one).buffered(AT_ONCE).collect().await
@@ -257,7 +256,7 @@ impl Work {
             notes::keep_noticed(&state, &now, &told, &said)?;
             notes::keep_machine(&state, &now)
         };
-        match survey::in_a_thread(NOTE_LIMIT, work).await {
+        match in_a_thread(NOTE_LIMIT, work).await {
             Some(Ok(())) => true,
             Some(Err(error)) => {
                 tracing::warn!(
@@ -276,7 +275,7 @@ impl Work {
 
     async fn keep_machine(&self, machine: Identity) {
         let state = self.settings.paths.state.clone();
-        let kept = survey::in_a_thread(NOTE_LIMIT, move || notes::keep_machine(&state, &machine)).await;
+        let kept = in_a_thread(NOTE_LIMIT, move || notes::keep_machine(&state, &machine)).await;
         if !matches!(kept, Some(Ok(()))) {
             tracing::info!("could not note which machine this is: a clone without receipts would not notice");
         }
@@ -310,7 +309,7 @@ impl Work {
             let same_id = found.seen.papers.iter().any(|paper| paper.was.machine_id == found.seen.now.machine_id)
                 || found.seen.last.as_ref().is_some_and(|last| last.machine_id == found.seen.now.machine_id);
             let was = same_id.then(|| found.seen.now.machine_id.clone());
-            let known = survey::in_a_thread(survey::READ_LIMIT, move || known_by::problems(&root, since, was)).await;
+            let known = in_a_thread(READ_LIMIT, move || known_by::problems(&root, since, was)).await;
             found.told.problems.extend(known.unwrap_or_default());
         }
         for problem in &found.told.problems {
@@ -413,7 +412,7 @@ pub async fn problems(settings: &Settings) -> Vec<proto::Problem> {
 
 async fn list(dir: &Path) -> Option<step::Listing> {
     let dir = dir.to_owned();
-    survey::in_a_thread(survey::READ_LIMIT, move || step::list(&dir)).await
+    in_a_thread(READ_LIMIT, move || step::list(&dir)).await
 }
 
 /// For `verify`: what the receipt at `mount` said before it was rewritten, if that was on this machine in this boot. A copy of

@@ -20,6 +20,7 @@ pub use self::databases::Instance;
 use super::{
     Refusal, RefusalKind,
     admit::Caps,
+    aside::{READ_LIMIT, TOUCH_LIMIT, in_a_thread},
     contents::Contents,
     plan::{self, Achieved, Facts, Filesystems, Inputs, Plan, Required, caller_freezes, problem},
 };
@@ -38,10 +39,6 @@ use crate::{
 
 /// By then a daemon has taken the channel that is there and owned by nobody, or will not. It looks twice, 300 ms apart.
 const TAKES: Duration = Duration::from_secs(2);
-/// Reading /proc and /sys takes milliseconds; beyond this something is badly stuck.
-pub(super) const READ_LIMIT: Duration = Duration::from_secs(10);
-/// statfs and superblock reads touch devices, which may be dead: what has not answered by then is left out.
-const TOUCH_LIMIT: Duration = Duration::from_secs(2);
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// A task blocked for the whole of these together, two seconds, would make a freeze wait for it. Looked at in between,
 /// so that on a busy but healthy machine, where everybody moves, two looks are enough.
@@ -475,12 +472,4 @@ async fn read_guest(root: &Path) -> Result<Guest, Refusal> {
         Some(Err(error)) => Err(cannot(error.to_string())),
         None => Err(cannot(format!("no answer within {READ_LIMIT:?}"))),
     }
-}
-
-/// Runs `work` where it may block, and waits for it at most `limit`.
-pub(super) async fn in_a_thread<T: Send + 'static>(
-    limit: Duration,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    tokio::time::timeout(limit, tokio::task::spawn_blocking(work)).await.ok()?.ok()
 }

@@ -19,10 +19,11 @@ use crate::{
     },
     hold::{
         Refusal, RefusalKind,
+        aside::in_a_thread,
         end::End,
         plan::{Achieved, caller_freezes, problem},
         record::{Records, Told},
-        survey::{self, Look, Survey, in_a_thread},
+        survey::{self, Look, Survey},
     },
     proto::{self, Claim, Consistency, Severity},
     step::{
