@@ -108,6 +108,8 @@ fn a_postgresql_that_lost_the_end_of_its_log_is_caught(lab: &Lab) {
         fs::OpenOptions::new().write(true).open(copied.mount.join("data/pg_wal").join(segment.as_str().expect("text")));
     std::os::unix::fs::FileExt::write_all_at(&log.expect("it is there"), &vec![0; 8192], at.saturating_sub(32))
         .expect("written");
+    // when a server was started is known to the second, and nobody restores within the one of the hold
+    std::thread::sleep(std::time::Duration::from_millis(1100));
     let server = comes_up(lab, Engine::Postgresql, &copied);
     // it writes on, over the numbers of what was lost
     server.query("CREATE TABLE new AS SELECT generate_series(1, 1000) AS a");
