@@ -2,7 +2,7 @@
 //!
 //! Counted at start, and after a check or a hold if the last count is older than ten minutes; one file system at a time, in
 //! a thread that gets a processor and a disk only when nobody else wants them, and that ends with the count. Never begun
-//! unless all is idle; given up when a hold begins to quiesce, and begun anew when it is over. Nothing here has a timer, so an
+//! unless all is idle; given up when a hold begins, and begun anew when it is over. Nothing here has a timer, so an
 //! idle daemon sleeps.
 
 use std::{
@@ -140,7 +140,7 @@ impl Contents {
         }
         let result = tokio::select! {
             result = &mut told => result,
-            _ = reached(changes, makes_wait) => {
+            _ = reached(changes, |phase| !is_idle(phase)) => {
                 stop.store(true, Ordering::Relaxed);
                 // a thread that hangs in a dead disk leaves us here, and nothing is counted any more
                 told.await
@@ -185,14 +185,6 @@ fn is_idle(phase: Phase) -> bool {
     match phase {
         Phase::Unspecified | Phase::Idle => true,
         Phase::Preparing | Phase::Prepared | Phase::Quiescing | Phase::Held | Phase::Releasing => false,
-    }
-}
-
-/// Somebody waits, or soon will.
-fn makes_wait(phase: Phase) -> bool {
-    match phase {
-        Phase::Quiescing | Phase::Held | Phase::Releasing => true,
-        Phase::Unspecified | Phase::Idle | Phase::Preparing | Phase::Prepared => false,
     }
 }
 

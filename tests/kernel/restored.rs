@@ -22,6 +22,8 @@ facts! {
     a_foreign_disk_makes_no_clone_but_does_not_go_on_testifying within 60,
     a_copy_that_is_only_looked_at_is_left_alone within 60,
     a_hold_asked_for_at_once_gets_a_receipt_of_its_own within 60,
+    no_script_begins_while_something_is_held within 60,
+    what_a_killed_daemon_left_undone_is_said_and_not_run_twice within 60,
 }
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -318,4 +320,45 @@ fn a_hold_asked_for_at_once_gets_a_receipt_of_its_own(lab: &Lab) {
     assert_eq!(daemon.thaw()["verdict"], "unbroken");
     assert_eq!(told(&daemon)["hold_id"], "before");
     drop((daemon, disk));
+}
+
+/// A clone with two scripts: one that takes `seconds`, and one after it. Each notes in memory that it has begun.
+fn with_two_scripts<'lab>(lab: &'lab Lab, machine: &Machine, seconds: u32) -> (Daemon<'lab>, Fs<'lab>, PathBuf) {
+    let disk = lab.fs(Type::Ext4);
+    let dir = lab.memory_dir("counted");
+    let (copy, setup) = copied(lab.daemon(&[&disk]).start(), &disk, "nightly");
+    setup.restored("10-slow", &format!("echo slow >>{}/runs; sleep {seconds}", dir.display()));
+    setup.restored("20-later", &format!("echo later >>{}/runs", dir.display()));
+    let disk = instead(lab, disk, &copy);
+    machine.boots("i-clone");
+    let daemon = setup.start();
+    assert!(until(Duration::from_secs(10), || runs(&dir) == 1), "{}", daemon.log());
+    (daemon, disk, dir)
+}
+
+fn no_script_begins_while_something_is_held(lab: &Lab) {
+    let machine = Machine::new(lab, "i-original");
+    let (daemon, disk, dir) = with_two_scripts(lab, &machine, 2);
+    daemon.freeze(&["--id", "meanwhile", "--for", "20s"]);
+    assert!(!until(Duration::from_secs(4), || runs(&dir) > 1), "20-later began while all was held");
+    assert_eq!(daemon.thaw()["verdict"], "unbroken");
+    assert!(until(Duration::from_secs(5), || runs(&dir) == 2), "{}", daemon.log());
+    drop((daemon, disk));
+}
+
+fn what_a_killed_daemon_left_undone_is_said_and_not_run_twice(lab: &Lab) {
+    let machine = Machine::new(lab, "i-original");
+    let (daemon, disk, dir) = with_two_scripts(lab, &machine, 3);
+    daemon.kill();
+    let daemon = daemon.again();
+    let restored = told(&daemon);
+    assert!(restored["problems"].to_string().contains("RESTORED_UNFINISHED"), "{restored:#}");
+    says_nothing_more(&daemon, &dir);
+    drop((daemon, disk));
+}
+
+/// Waits until everything has been looked at again; nothing was run.
+fn says_nothing_more(daemon: &Daemon, dir: &Path) {
+    holds(daemon, "after");
+    assert!(!until(Duration::from_secs(4), || runs(dir) > 1), "{}", daemon.log());
 }

@@ -177,7 +177,10 @@ impl Work {
                 "the next hold replaces it",
             ));
         }
-        let noted = self.note(&seen, &told, &said).await;
+        // a daemon that is killed before it is done does not run them again, but the next one knows that they are not done
+        let mut unfinished = told.clone();
+        unfinished.problems.extend(runs_scripts(told.kind()).then(not_finished));
+        let noted = self.note(&seen, &unfinished, &said).await;
         *self.noticed.lock() = Some(told.clone());
         Some(Found { told, seen, said, noted })
     }
@@ -287,12 +290,12 @@ impl Work {
         if standing.wait_for(|standing| nobody_waits(standing)).await.is_err() {
             return;
         }
-        match found.told.kind() {
-            RestoredKind::Clone | RestoredKind::Reverted if found.noted => {
+        match runs_scripts(found.told.kind()) {
+            true if found.noted => {
                 let dir = step::directory(&self.settings.hooks.dir);
-                scripts::run(dir, &self.settings.paths.run, &mut found.told, &found.seen).await;
+                scripts::run(dir, &self.settings.paths.run, &mut found.told, &found.seen, &mut standing).await;
             }
-            RestoredKind::Clone | RestoredKind::Reverted => {
+            true => {
                 let message = "restored.d was not run: that it ran could not be noted, so it would run at every boot";
                 found.told.problems.push(problem(
                     Severity::Warning,
@@ -302,9 +305,11 @@ impl Work {
                     "see the daemon's log",
                 ));
             }
-            RestoredKind::Crashed | RestoredKind::Attached | RestoredKind::Unspecified => {}
+            false => {}
         }
-        if found.told.kind() == RestoredKind::Clone {
+        if found.told.kind() == RestoredKind::Clone
+            && standing.wait_for(|standing| nobody_waits(standing)).await.is_ok()
+        {
             let (root, since) = (self.root.clone(), found.seen.booted);
             let same_id = found.seen.papers.iter().any(|paper| paper.was.machine_id == found.seen.now.machine_id)
                 || found.seen.last.as_ref().is_some_and(|last| last.machine_id == found.seen.now.machine_id);
@@ -323,6 +328,22 @@ impl Work {
             sys::memory::shed();
         }
     }
+}
+
+/// A machine that only died, or looks at a copy, stays who it is.
+fn runs_scripts(kind: RestoredKind) -> bool {
+    match kind {
+        RestoredKind::Clone | RestoredKind::Reverted => true,
+        RestoredKind::Crashed | RestoredKind::Attached | RestoredKind::Unspecified => false,
+    }
+}
+
+/// Stands in the note until restored.d is done.
+fn not_finished() -> proto::Problem {
+    let message =
+        "restored.d had not finished when this was noted; should the daemon have ended, no script is run twice";
+    let hint = "the daemon's log says which scripts ran; run the others by hand";
+    problem(Severity::Warning, "RESTORED_UNFINISHED", "", message, hint)
 }
 
 /// The grade as it is now, and then the rewriting.

@@ -3,11 +3,18 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
+
+use tokio::sync::watch;
 
 use super::{Seen, list};
 use crate::{
-    hold::{plan::problem, report::span},
+    hold::{
+        plan::problem,
+        report::{Standing, span},
+        reporters::nobody_waits,
+    },
     proto::{self, RestoredKind, Severity, StepKind, StepOutcome},
     step::hook::{self, Held, Hook, Phase, Ran},
 };
@@ -18,7 +25,13 @@ const AT_MOST: usize = 64;
 const TAIL: usize = 1024;
 
 /// Runs them, and writes into `told` how each went.
-pub async fn run(dir: PathBuf, run: &Path, told: &mut proto::Restored, seen: &Seen) {
+pub async fn run(
+    dir: PathBuf,
+    run: &Path,
+    told: &mut proto::Restored,
+    seen: &Seen,
+    standing: &mut watch::Receiver<Arc<Standing>>,
+) {
     let Some(listing) = list(&dir).await else {
         let message = format!("{} did not answer in time: no script was run", dir.display());
         told.problems.push(problem(Severity::Warning, "RESTORED_UNREAD", "", &message, "run them by hand"));
@@ -40,6 +53,10 @@ pub async fn run(dir: PathBuf, run: &Path, told: &mut proto::Restored, seen: &Se
     }
     let environment = environment(run, told, seen);
     for script in listing.scripts.iter().take(AT_MOST) {
+        // a hold may have begun since the one before
+        if standing.wait_for(|standing| nobody_waits(standing)).await.is_err() {
+            return;
+        }
         let step = one(script, &environment).await;
         tracing::info!(script = %script.name, outcome = step.outcome().as_str_name(), reason = %step.reason, "restored.d ran");
         if step.outcome() == StepOutcome::Failed {
